@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* The ABI of the native core, in plain declarations and without any directive: the C compiler (through memcg.h) and cffi read
+ * these same bytes, so nothing is said twice.
+ *
+ * Functions return 0 (or a count) on success and -errno on failure; outputs come last, are named ret_* and stay untouched on
+ * failure; *_free takes NULL. Unless said otherwise a function may be called from any thread, but an object by one at a time. */
+
+/* ---- The ring file: one shared mapping, one writer, any readers ------------------------------------------------------------
+ * header | channel table | column table | info (JSON text) | columns, each a run of int64 aligned to page_bytes.
+ * Row i of a channel is element i % capacity of each of its columns. Everything is native-endian. docs/file-format.md tells
+ * the same in prose. */
+
+enum {
+    MEMCG_RING_VERSION = 1,
+    MEMCG_RING_BYTE_ORDER = 0x01020304,
+    MEMCG_CHANNEL_COLUMNS = 128 /* at most, in one channel */
+};
+
+/* What a ring is doing now. Written by the sampling process alone, single words, read by anybody at any time. */
+struct memcg_state {
+    uint64_t writer_pid;       /* in the writer's pid namespace; 0 = nobody writes */
+    uint64_t writer_started_ns;
+    uint64_t takeovers;        /* how often another process went on with the ring */
+    uint64_t ticks;            /* wake-ups of the tick thread */
+    uint64_t missed;           /* full-rate deadlines passed over because a tick was late */
+    uint64_t period_ns;        /* distance to the next tick, as last decided */
+    uint64_t full_period_ns;   /* distance at the full rate */
+    uint64_t stat_period_ns;   /* grows when memory.stat outruns its budget */
+    uint64_t tick_cpu_ns;      /* CPU time of the tick thread of the present writer */
+    uint64_t keeper_cpu_ns;    /* CPU time of its keeper thread */
+    uint64_t group_cpu_ns;     /* CPU time of the group since the writer started, the sampler's own not counted */
+    uint64_t diluted_ppm;      /* the sampler's share of the group's CPU time, last second, in millionths */
+    uint64_t psi_reads;        /* times the gate let PSI be read */
+    uint64_t locked_bytes;     /* of the ring, locked into memory by the writer */
+    uint64_t cost_ns[8];       /* a recent read of each channel's files, by position in the channel table */
+};
+
+struct memcg_ring_header {
+    char magic[8]; /* "PYMEMCG" and a NUL, written last */
+    uint32_t byte_order;
+    uint32_t version;
+    uint64_t file_bytes;
+    uint32_t page_bytes; /* columns start and end on multiples of it */
+    uint32_t channels;
+    uint32_t columns;
+    uint32_t info_bytes;
+    uint64_t channels_offset;
+    uint64_t columns_offset;
+    uint64_t info_offset;
+    uint64_t created_ns;          /* CLOCK_MONOTONIC */
+    uint64_t created_realtime_ns; /* CLOCK_REALTIME at the same moment */
+    char boot_id[40];
+    uint64_t reserved;
+    struct memcg_state state; /* starts a cache line of its own */
+};
+
+struct memcg_channel_header {
+    char name[16];
+    uint64_t capacity;  /* rows */
+    uint64_t period_ns; /* nominal distance of rows; 0 = as it happens */
+    uint32_t first_column;
+    uint32_t columns;
+    uint64_t reserved[3];
+    uint64_t head;         /* rows ever published; starts a cache line of its own */
+    uint64_t closed_ns;    /* 0 = open */
+    uint64_t closed_errno; /* why it closed */
+    uint64_t padding[5];
+};
+
+struct memcg_column_header {
+    char name[48];
+    char unit[16];
+    char dtype[8]; /* numpy's: "<i8", or ">i8" where the machine is big-endian */
+    uint64_t offset;
+};
+
+struct memcg_column_spec {
+    const char *name;
+    const char *unit;
+};
+
+struct memcg_channel_spec {
+    const char *name;
+    uint64_t period_ns;
+    uint64_t rows; /* wanted; the capacity is that much or a little more */
+    size_t columns;
+    const struct memcg_column_spec *column;
+};
+
+/* Lays a ring out in an empty file. With `reserve` every byte is allocated now (a hole in a full tmpfs would kill the writer
+ * with SIGBUS later); without it the file stays sparse, which is for files written with pwrite.
+ * -ENOSPC no room, -E2BIG too many columns, -ENAMETOOLONG a name does not fit. */
+int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t count, const char *info, size_t info_bytes,
+                      int reserve);
+
+/* A read-only mapping of a ring in which each column stands twice in a row, so that any window is one contiguous slice. */
+struct memcg_map;
+int memcg_map_open(int fd, struct memcg_map **ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP page size */
+void memcg_map_free(struct memcg_map *map);
+const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
+const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */
+/* Rows published so far. What was read from the columns before this call is whole if its row is > head - capacity. */
+uint64_t memcg_map_head(const struct memcg_map *map, uint32_t channel);
+
+/* ---- Sources: one opened pseudo-file, its values by key ---------------------------------------------------------------------- */
+
+enum memcg_format {
+    MEMCG_FORMAT_VALUE, /* one number or "max" (MEMCG_NONE); its key is "" */
+    MEMCG_FORMAT_KEYED, /* "key value" lines */
+    MEMCG_FORMAT_STATM, /* size resident shared text lib data dt, in bytes */
+    MEMCG_FORMAT_PSI    /* some_us full_us and some_avg10 … full_avg300 in hundredths of a percent */
+};
+
+struct memcg_source;
+int memcg_source_open(const char *path, int format, struct memcg_source **ret_source); /* opens and reads once */
+void memcg_source_free(struct memcg_source *source);
+int memcg_source_read(struct memcg_source *source); /* refreshes the values; -ENODEV, -ESRCH: what it spoke of is gone */
+size_t memcg_source_count(const struct memcg_source *source);
+const char *memcg_source_key(const struct memcg_source *source, size_t index); /* good until the next read; NULL = none */
+/* Limits that are no limit ("max", v1's largest page counter) are INT64_MAX, and larger numbers are cut to that. */
+int64_t memcg_source_value(const struct memcg_source *source, size_t index);
+
+/* ---- The sampler ------------------------------------------------------------------------------------------------------------- */
+
+struct memcg_field {
+    const char *key;    /* in the source */
+    const char *column; /* in the channel */
+};
+
+/* One file whose values become columns of a channel. */
+struct memcg_feed {
+    const char *path;
+    const char *channel;
+    int32_t format;
+    size_t fields;
+    const struct memcg_field *field;
+};
+
+/* The files of the group itself (first) and of each visible ancestor; NULL = not there. */
+struct memcg_level {
+    const char *usage;
+    const char *limit;
+    const char *high;
+    const char *hits;
+    const char *hits_key; /* in a keyed file; NULL = the file is one number */
+};
+
+enum memcg_flag {
+    MEMCG_ADAPTIVE = 1, /* tick slowly far from every limit, and yield to the group */
+    MEMCG_INSIDE = 2,   /* this process is in the group: its own CPU time is part of the group's */
+    MEMCG_ATTACHED = 4  /* another process samples: wait for the lock, then go on with its ring */
+};
+
+struct memcg_config {
+    int ring_fd; /* the sampler uses a descriptor of its own */
+    int lock_fd; /* flock on it = the right to write the ring; held already unless MEMCG_ATTACHED; -1 = the ring is private */
+    uint32_t flags;
+    uint32_t feeds;
+    uint32_t levels;
+    uint64_t period_ns;
+    uint64_t stat_period_ns;
+    uint64_t node_period_ns;
+    const struct memcg_feed *feed;
+    const struct memcg_level *level; /* [0] is the group itself */
+    const char *group;               /* its directory, whose cgroup.procs and children's feed `processes`; NULL = not sampled */
+    const char *cpu_stat;            /* cpu.stat beside memory.pressure; NULL = none, and then PSI is not gated but left alone */
+};
+
+struct memcg_sampler;
+/* Takes the first sample in the calling thread, so that what cannot work fails here: -errno, and `ret_failed` names the file. */
+int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler **ret_sampler, char *ret_failed,
+                        size_t failed_bytes);
+/* Ends both threads at once and waits for them. The ring stays readable. */
+void memcg_sampler_stop(struct memcg_sampler *sampler);
+/* In a forked child, where the threads are gone: closes what the child inherited and frees, the parent goes on undisturbed. */
+void memcg_sampler_forget(struct memcg_sampler *sampler);
+/* 1 = this process writes the ring, 0 = it is attached. */
+int memcg_sampler_writes(const struct memcg_sampler *sampler);
+/* Memory held for sampling in this process beside the ring itself: buffers and touched stacks. */
+size_t memcg_sampler_held_bytes(const struct memcg_sampler *sampler);
