@@ -117,9 +117,18 @@ int memcg_source_open(const char *path, int format, struct memcg_source **ret_so
 void memcg_source_free(struct memcg_source *source);
 int memcg_source_read(struct memcg_source *source); /* refreshes the values; -ENODEV, -ESRCH: what it spoke of is gone */
 size_t memcg_source_count(const struct memcg_source *source);
-const char *memcg_source_key(const struct memcg_source *source, size_t index); /* good until the next read; NULL = none */
+const char *memcg_source_key(struct memcg_source *source, size_t index); /* good until the next read; NULL = none */
 /* Limits that are no limit ("max", v1's largest page counter) are INT64_MAX, and larger numbers are cut to that. */
 int64_t memcg_source_value(const struct memcg_source *source, size_t index);
+
+/* Rows of the `events` channel: what happened to the sampling itself. */
+enum memcg_event {
+    MEMCG_EVENT_TAKEOVER = 1,          /* another process went on; since_ns = the last row before the gap, value = its pid */
+    MEMCG_EVENT_CLOSED = 2,            /* value = position of the channel << 32 | errno */
+    MEMCG_EVENT_STAT_PERIOD = 3,       /* a read of memory.stat took more than its share; value = the period in ns from here on */
+    MEMCG_EVENT_PROCESSES_PERIOD = 4,  /* likewise for the group's processes */
+    MEMCG_EVENT_DILUTED = 5            /* the sampler took more than 1/20 of the group's CPU time: PSI is diluted; value = ppm */
+};
 
 /* ---- The sampler ------------------------------------------------------------------------------------------------------------- */
 
@@ -153,7 +162,8 @@ enum memcg_flag {
 };
 
 struct memcg_config {
-    int ring_fd; /* the sampler uses a descriptor of its own */
+    /* Both stay the caller's, and open until the sampler has stopped. */
+    int ring_fd;
     int lock_fd; /* flock on it = the right to write the ring; held already unless MEMCG_ATTACHED; -1 = the ring is private */
     uint32_t flags;
     uint32_t feeds;
@@ -168,12 +178,12 @@ struct memcg_config {
 };
 
 struct memcg_sampler;
-/* Takes the first sample in the calling thread, so that what cannot work fails here: -errno, and `ret_failed` names the file. */
+/* `config` and all that it points to must outlive the sampler. Takes the first sample in the calling thread, so that what cannot work fails here: -errno, and `ret_failed` names the file. */
 int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler **ret_sampler, char *ret_failed,
                         size_t failed_bytes);
 /* Ends both threads at once and waits for them. The ring stays readable. */
 void memcg_sampler_stop(struct memcg_sampler *sampler);
-/* In a forked child, where the threads are gone: closes what the child inherited and frees, the parent goes on undisturbed. */
+/* In a forked child, where the threads are gone: closes what the child inherited and frees; the parent goes on undisturbed. */
 void memcg_sampler_forget(struct memcg_sampler *sampler);
 /* 1 = this process writes the ring, 0 = it is attached. */
 int memcg_sampler_writes(const struct memcg_sampler *sampler);

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The keeper thread: memory.stat, the node, limits, processes, the clock and the events, ten times a second; and in an attached
+ * process the wait for the lock. */
+#include <errno.h>
+#include <string.h>
+#include <sys/file.h>
+
+#include "sampler.h"
+
+static const uint64_t ROUND_NS = 100000000;
+static const uint64_t SLOWEST_NS = 1000000000;       /* in an idle group */
+static const uint64_t CLOCK_PERIOD_NS = 60000000000; /* CLOCK_MONOTONIC and CLOCK_REALTIME drift apart by ms in hours */
+static const uint64_t TAKEOVER_NS = 250000000;       /* a dead sampler is replaced within a second, with room to spare */
+static const uint64_t BUDGET = 100;                  /* a read may take 1/100 of its period: memory.stat has cost fleets more */
+static const uint64_t BACKOFF_NS = 10000000000;      /* … but 10 s apart is as good as any other tool */
+static const uint64_t DILUTED_PPM = 50000;           /* 1/20, what the default keeps below */
+
+static const char *const LIMITS[] = {"t_ns", "level", "limit_bytes", "high_bytes", "usage_bytes", "hits"};
+static const char *const PROCESSES[] = {"t_ns", "pid", "rss_bytes", "shared_bytes", "virtual_bytes"};
+static const char *const CLOCK[] = {"t_ns", "realtime_ns"};
+static const char *const EVENTS[] = {"t_ns", "since_ns", "kind", "value"};
+
+static int bind(struct memcg_sampler *sampler, const char *name, struct memcg_channel *channel, const char *const *names,
+                int count, int *ret_columns)
+{
+    if (memcg_channel_bind(&sampler->writer, name, channel) != 0)
+        return 0;
+    for (int i = 0; i < count; i++)
+        ret_columns[i] = memcg_channel_find(&sampler->writer, channel, names[i]); /* absent columns are written nowhere */
+    return ret_columns[0] < 0 ? -EPROTO : 0;
+}
+
+static void put_row(struct memcg_channel *channel, const int *columns, const int64_t *values, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (columns[i] >= 0)
+            memcg_channel_put(channel, columns[i], values[i]);
+    memcg_channel_publish(channel);
+}
+
+void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    const int64_t row[] = {(int64_t)now_ns(), (int64_t)since_ns, kind, value};
+    if (keeper->events.header)
+        put_row(&keeper->events, keeper->events_column, row, 4);
+}
+
+/* The period that suits what a read has cost: doubled while it takes more than its budget, halved when it takes far less. */
+static uint64_t budgeted(uint64_t cost_ns, uint64_t period_ns, uint64_t least_ns)
+{
+    if (cost_ns * BUDGET > period_ns && period_ns < BACKOFF_NS)
+        return period_ns * 2;
+    if (cost_ns * BUDGET * 4 < period_ns && period_ns > least_ns)
+        return period_ns / 2;
+    return period_ns;
+}
+
+/* One row of a channel that feeds fill. Returns what it took. */
+static uint64_t keep_fed(struct memcg_sampler *sampler, struct memcg_fed *fed, uint64_t now)
+{
+    int rc = memcg_fed_read(fed);
+    if (rc != 0) {
+        memcg_channel_close(&fed->channel, -rc, now);
+        return 0;
+    }
+    uint64_t cost = now_ns() - now;
+    memcg_channel_put(&fed->channel, fed->t_ns, (int64_t)now);
+    memcg_channel_publish(&fed->channel);
+    store_relaxed(&sampler->writer.header->state.cost_ns[fed->channel.index], cost);
+    return cost;
+}
+
+static void keep_stat(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    if (!memcg_channel_is_open(&keeper->stat.channel) || now < keeper->stat_due_ns)
+        return;
+    uint64_t cost = keep_fed(sampler, &keeper->stat, now);
+    uint64_t period = budgeted(cost, keeper->stat_period_ns, sampler->config.stat_period_ns);
+    if (period != keeper->stat_period_ns)
+        memcg_keeper_event(sampler, now, MEMCG_EVENT_STAT_PERIOD, (int64_t)period);
+    keeper->stat_period_ns = period;
+    keeper->stat_due_ns = now + period - period / 8; /* rounds come late by a little: do not miss every second one */
+    store_relaxed(&sampler->writer.header->state.stat_period_ns, period);
+}
+
+static void keep_node(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    if (!memcg_channel_is_open(&keeper->node.channel) || now < keeper->node_due_ns)
+        return;
+    (void)keep_fed(sampler, &keeper->node, now);
+    keeper->node_due_ns = now + sampler->config.node_period_ns * 7 / 8;
+    int64_t stalls = 0;
+    const struct memcg_feed_binding *vmstat = &keeper->node.feed[0];
+    for (size_t k = 0; keeper->node.feeds && k < vmstat->spec->fields; k++)
+        if (strncmp(vmstat->spec->field[k].column, "allocstall", 10) == 0)
+            stalls += memcg_source_value(vmstat->source, (size_t)vmstat->index[k]);
+    if (stalls != keeper->allocstall && keeper->allocstall >= 0)
+        store_relaxed(&sampler->node_hit_ns, now);
+    keeper->allocstall = stalls;
+}
+
+/* A row for each level whose limit or hits are not what its last row says. */
+static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    for (uint32_t i = 0; i < sampler->config.levels; i++) {
+        struct memcg_level_sources *level = &keeper->level[i];
+        int64_t limit = memcg_level_value(level->limit, 0), high = memcg_level_value(level->high, 0);
+        int64_t hits = memcg_level_value(level->hits, level->hits_index);
+        int64_t *seen = keeper->seen[i];
+        store_relaxed(&sampler->limits[i], (uint64_t)(limit < high ? limit : high));
+        if (keeper->limits.header == NULL || (limit == seen[0] && high == seen[1] && hits == seen[2]))
+            continue;
+        const int64_t row[] = {(int64_t)now, i, limit, high, memcg_level_value(level->usage, 0), hits};
+        put_row(&keeper->limits, keeper->limits_column, row, 6);
+        seen[0] = limit;
+        seen[1] = high;
+        seen[2] = hits;
+    }
+}
+
+static void keep_processes(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    if (!memcg_channel_is_open(&keeper->processes) || now < keeper->processes_due_ns)
+        return;
+    int rc = memcg_processes_read(&keeper->processes, keeper->processes_column, sampler->config.group, now);
+    if (rc != 0) {
+        memcg_channel_close(&keeper->processes, -rc, now);
+        return;
+    }
+    uint64_t cost = now_ns() - now;
+    uint64_t period = budgeted(cost, keeper->processes_period_ns, ROUND_NS);
+    if (period != keeper->processes_period_ns)
+        memcg_keeper_event(sampler, now, MEMCG_EVENT_PROCESSES_PERIOD, (int64_t)period);
+    keeper->processes_period_ns = period;
+    keeper->processes_due_ns = now + period - period / 8;
+    store_relaxed(&sampler->writer.header->state.cost_ns[keeper->processes.index], cost);
+}
+
+static void keep_clock(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    if (!keeper->clock.header || now < keeper->clock_due_ns)
+        return;
+    struct timespec real;
+    uint64_t before = now_ns();
+    clock_gettime(CLOCK_REALTIME, &real);
+    const int64_t row[] = {(int64_t)((before + now_ns()) / 2), (int64_t)real.tv_sec * 1000000000 + real.tv_nsec};
+    put_row(&keeper->clock, keeper->clock_column, row, 2);
+    keeper->clock_due_ns = now + CLOCK_PERIOD_NS;
+}
+
+/* Says what has closed, whichever thread closed it, and when PSI begins to be diluted. */
+static void keep_events(struct memcg_sampler *sampler)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    const struct memcg_ring_header *header = sampler->writer.header;
+    const struct memcg_channel_header *channel = (const void *)((const char *)header + header->channels_offset);
+    for (uint32_t i = 0; i < header->channels && i < 64; i++) {
+        uint64_t closed_ns = __atomic_load_n(&channel[i].closed_ns, __ATOMIC_ACQUIRE), bit = (uint64_t)1 << i;
+        if (closed_ns && !(keeper->reported_closed & bit))
+            memcg_keeper_event(sampler, closed_ns, MEMCG_EVENT_CLOSED,
+                               (int64_t)((uint64_t)i << 32 | load_relaxed(&channel[i].closed_errno)));
+        keeper->reported_closed = closed_ns ? keeper->reported_closed | bit : keeper->reported_closed & ~bit;
+    }
+    uint64_t diluted = load_relaxed(&header->state.diluted_ppm);
+    if (!(sampler->config.flags & MEMCG_ADAPTIVE) && diluted > DILUTED_PPM && diluted > 2 * keeper->diluted_ppm) {
+        memcg_keeper_event(sampler, 0, MEMCG_EVENT_DILUTED, (int64_t)diluted);
+        keeper->diluted_ppm = diluted;
+    }
+}
+
+void memcg_keeper_round(struct memcg_sampler *sampler)
+{
+    keep_limits(sampler, now_ns());
+    keep_stat(sampler, now_ns());
+    keep_node(sampler, now_ns());
+    keep_processes(sampler, now_ns());
+    keep_clock(sampler, now_ns());
+    memcg_pressure_claim(sampler);
+    keep_events(sampler);
+}
+
+int memcg_keeper_open(struct memcg_sampler *sampler)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    int rc = memcg_fed_open(&sampler->config, &sampler->writer, "stat", &keeper->stat, &sampler->failed);
+    if (rc == 0)
+        rc = memcg_fed_open(&sampler->config, &sampler->writer, "node", &keeper->node, &sampler->failed);
+    for (uint32_t i = 0; i < sampler->config.levels && rc == 0; i++) {
+        rc = memcg_level_open(&sampler->config.level[i], true, &keeper->level[i], &sampler->failed);
+        memset(keeper->seen[i], 0xff, sizeof keeper->seen[i]); /* -1: nothing like it is ever read, so the first look is a row */
+    }
+    if (rc == 0)
+        rc = bind(sampler, "limits", &keeper->limits, LIMITS, 6, keeper->limits_column);
+    if (rc == 0 && sampler->config.group)
+        rc = bind(sampler, "processes", &keeper->processes, PROCESSES, 5, keeper->processes_column);
+    if (rc == 0)
+        rc = bind(sampler, "clock", &keeper->clock, CLOCK, 2, keeper->clock_column);
+    if (rc == 0)
+        rc = bind(sampler, "events", &keeper->events, EVENTS, 4, keeper->events_column);
+    keeper->stat_period_ns = sampler->config.stat_period_ns;
+    keeper->processes_period_ns = ROUND_NS;
+    keeper->allocstall = -1;
+    return rc;
+}
+
+void memcg_keeper_close(struct memcg_sampler *sampler)
+{
+    memcg_fed_close(&sampler->keeper.stat);
+    memcg_fed_close(&sampler->keeper.node);
+    for (uint32_t i = 0; i < sampler->config.levels; i++)
+        memcg_level_close(&sampler->keeper.level[i]);
+}
+
+/* Attached: until the sampling process is gone and the lock is ours. True = told to stop. */
+static bool wait_for_lock(struct memcg_sampler *sampler)
+{
+    while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
+        if (memcg_sampler_wait(sampler, now_ns() + TAKEOVER_NS))
+            return true;
+        if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && memcg_sampler_take_over(sampler) != 0)
+            flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */
+    }
+    return false;
+}
+
+void *memcg_keeper_run(void *argument)
+{
+    struct memcg_sampler *sampler = argument;
+    memcg_thread_begin("pymemcg-keeper");
+    if (wait_for_lock(sampler))
+        return NULL;
+    struct memcg_state *state = &sampler->writer.header->state;
+    uint64_t begun_cpu = memcg_thread_cpu_ns(), last_cpu = begun_cpu, deadline = now_ns();
+    uint64_t round_ns = sampler->config.stat_period_ns < ROUND_NS ? sampler->config.stat_period_ns : ROUND_NS;
+    uint64_t period = round_ns;
+    do {
+        uint64_t now = now_ns(), cpu = memcg_thread_cpu_ns(), rate = load_relaxed(&sampler->group_rate_ns);
+        period = round_ns;
+        if ((sampler->config.flags & MEMCG_ADAPTIVE) && rate) { /* yield, as the tick thread does */
+            uint64_t share = memcg_pace_share(cpu - last_cpu, rate);
+            period = share < round_ns ? round_ns : share < SLOWEST_NS ? share : SLOWEST_NS;
+        }
+        last_cpu = cpu;
+        store_relaxed(&state->keeper_cpu_ns, cpu - begun_cpu);
+        deadline = deadline + period > now ? deadline + period : now + period;
+        if (memcg_sampler_wait(sampler, deadline))
+            break;
+        memcg_keeper_round(sampler);
+    } while (true);
+    return NULL;
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The files of one level of the memory hierarchy. */
+#include <errno.h>
+
+#include "sampler.h"
+
+static int open_file(const char *path, const char *key, struct memcg_source **ret_source, int *ret_index,
+                     const char **ret_failed)
+{
+    if (!path)
+        return 0;
+    *ret_failed = path;
+    int rc = memcg_source_open(path, key ? MEMCG_FORMAT_KEYED : MEMCG_FORMAT_VALUE, ret_source);
+    if (rc == 0 && ret_index) {
+        *ret_index = memcg_source_find(*ret_source, key ? key : "");
+        if (*ret_index < 0)
+            rc = -ENODATA;
+    }
+    return rc;
+}
+
+int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_level_sources *ret_sources,
+                     const char **ret_failed)
+{
+    int rc = open_file(level->usage, NULL, &ret_sources->usage, NULL, ret_failed);
+    if (rc == 0)
+        rc = open_file(level->hits, level->hits_key, &ret_sources->hits, &ret_sources->hits_index, ret_failed);
+    if (rc == 0 && limits)
+        rc = open_file(level->limit, NULL, &ret_sources->limit, NULL, ret_failed);
+    if (rc == 0 && limits)
+        rc = open_file(level->high, NULL, &ret_sources->high, NULL, ret_failed);
+    return rc;
+}
+
+int64_t memcg_level_value(struct memcg_source *source, int index)
+{
+    return source && memcg_source_read(source) == 0 ? memcg_source_value(source, (size_t)index) : MEMCG_NONE;
+}
+
+void memcg_level_close(struct memcg_level_sources *sources)
+{
+    memcg_source_free(sources->usage);
+    memcg_source_free(sources->limit);
+    memcg_source_free(sources->high);
+    memcg_source_free(sources->hits);
+    *sources = (struct memcg_level_sources){0};
+}
+
+size_t memcg_level_bytes(const struct memcg_level_sources *sources)
+{
+    const struct memcg_source *const all[] = {sources->usage, sources->limit, sources->high, sources->hits};
+    size_t bytes = 0;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        bytes += all[i] ? memcg_source_bytes(all[i]) : 0;
+    return bytes;
+}

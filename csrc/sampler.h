@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the sampler's two threads share.
+ *
+ * The tick thread keeps the time: it reads the cheap counters and, when the gate allows, PSI. It never waits for anything but its
+ * deadline. The keeper does what may wait - memory.stat takes locks, /proc/PID/statm must be opened, which allocates kernel memory
+ * in the group and so may have to reclaim - and, in an attached process, waits to take over. Each channel has one of them as its
+ * only writer. */
+#ifndef MEMCG_SAMPLER_H
+#define MEMCG_SAMPLER_H
+
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "feed.h"
+#include "gate.h"
+#include "pace.h"
+
+enum { MEMCG_LEVELS = 32, MEMCG_STACK_BYTES = 256 * 1024, MEMCG_STACK_TOUCHED = 32 * 1024 };
+
+/* One level of the hierarchy, as one thread reads it: two threads never share a source. */
+struct memcg_level_sources {
+    struct memcg_source *usage, *limit, *high, *hits;
+    int hits_index;
+};
+
+struct memcg_tick {
+    struct memcg_fed usage, pressure;
+    int late_ns, since_ns, cpu_us; /* positions of columns */
+    struct memcg_cell usage_bytes, hit[3];
+    int64_t hits[3];
+    struct memcg_level_sources level[MEMCG_LEVELS];
+    int64_t level_hits[MEMCG_LEVELS];
+    struct memcg_source *cpu_stat;
+    int cpu_stat_index;
+    struct memcg_gate gate;
+    struct memcg_pace pace;
+    uint64_t look_ns; /* when ancestors are looked at next */
+    uint64_t control_ns; /* when CPU times are next compared */
+    uint64_t cpu_stat_ns; /* when cpu.stat was read, and what it said beyond the sampler's own */
+    uint64_t group_cpu_ns;
+    uint64_t start_cpu_ns;
+    uint64_t last_ticks, last_cpu_ns, last_own_ns, last_control_ns;
+};
+
+struct memcg_keeper {
+    struct memcg_fed stat, node;
+    struct memcg_channel limits, processes, clock, events;
+    struct memcg_level_sources level[MEMCG_LEVELS];
+    int64_t seen[MEMCG_LEVELS][3]; /* limit, high, hits of the last row */
+    int limits_column[6], processes_column[5], clock_column[2], events_column[4];
+    int64_t allocstall;
+    uint64_t stat_due_ns, node_due_ns, processes_due_ns, clock_due_ns;
+    uint64_t stat_period_ns, processes_period_ns;
+    uint64_t reported_closed; /* bit per channel */
+    uint64_t diluted_ppm;
+};
+
+struct memcg_sampler {
+    struct memcg_config config; /* what it points to outlives the sampler */
+    struct memcg_writer writer;
+    uint32_t stop; /* futex word of both threads */
+    uint32_t writes;
+    pthread_t tick_thread, keeper_thread;
+    uint32_t ticking; /* the tick thread was started */
+    uint32_t holds_pressure;       /* the group's PSI is ours to read: flock on its file */
+    uint64_t limits[MEMCG_LEVELS]; /* keeper → tick: the limits, as the keeper last read them */
+    uint64_t node_hit_ns;          /* keeper → tick: the last time that somebody on the node stalled in direct reclaim */
+    uint64_t group_rate_ns;        /* tick → keeper: CPU time a second of the rest of the group; 0 = not known */
+    struct memcg_tick tick;
+    struct memcg_keeper keeper;
+    const char *failed;
+};
+
+static inline uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t memcg_thread_cpu_ns(void);
+/* Names the calling thread, makes its timers exact and touches the stack that it will use. */
+void memcg_thread_begin(const char *name);
+/* Sleeps until the deadline; true = told to stop. */
+bool memcg_sampler_wait(struct memcg_sampler *sampler, uint64_t deadline_ns);
+
+/* Opens usage and hits of a level, and its limits where asked for. */
+int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_level_sources *ret_sources,
+                     const char **ret_failed);
+int64_t memcg_level_value(struct memcg_source *source, int index); /* now, or MEMCG_NONE where there is none to be had */
+void memcg_level_close(struct memcg_level_sources *sources);
+size_t memcg_level_bytes(const struct memcg_level_sources *sources);
+
+/* The lock is ours: go on with the ring. */
+int memcg_sampler_take_over(struct memcg_sampler *sampler);
+
+int memcg_tick_open(struct memcg_sampler *sampler);
+int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns);
+void *memcg_tick_run(void *sampler);
+/* Tries to become the one who reads the group's PSI: its window belongs to the group, and a gate in each of several readers is no
+ * gate. Until then the channel is closed with EBUSY. */
+void memcg_pressure_claim(struct memcg_sampler *sampler);
+void memcg_tick_close(struct memcg_sampler *sampler);
+
+int memcg_keeper_open(struct memcg_sampler *sampler);
+void memcg_keeper_round(struct memcg_sampler *sampler);
+void *memcg_keeper_run(void *sampler);
+void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
+void memcg_keeper_close(struct memcg_sampler *sampler);
+
+/* Rows of `processes` for every process in the group and below. */
+int memcg_processes_read(struct memcg_channel *channel, const int column[5], const char *group, uint64_t t_ns);
+
+#endif
