@@ -76,13 +76,14 @@ static size_t find_misfit(const char *text, const char *like, const char *shape,
     return at;
 }
 
-/* Makes the shape fit the number that a line has in a new text, and moves everything behind it. */
-static int refit_line(struct memcg_keyed *k, size_t line, const char *text, size_t length)
+/* Makes the shape fit the number that a line has in a new text, and moves everything behind it. `newline` is where the line ends
+ * in the shape, and then where it ends in the text. */
+static int refit_line(struct memcg_keyed *k, size_t line, size_t *newline, const char *text, size_t length)
 {
     char *like = text_of(k, k->current);
     char *shape = k->shape + MEMCG_KEYED_MARGIN;
-    size_t newline = k->newline[line];
-    const char *at = text + newline - k->digits[line];
+    size_t from = *newline;
+    const char *at = text + from - k->digits[line];
     uint64_t value;
 
     int rc = memcg_parse_u64(&at, text + length, &value);
@@ -90,31 +91,32 @@ static int refit_line(struct memcg_keyed *k, size_t line, const char *text, size
         return rc;
     if (*at != '\n')
         return -EINVAL;
-    size_t moved = (size_t)(at - text);
-    if (k->length - newline + moved > MEMCG_KEYED_TEXT)
+    size_t to = (size_t)(at - text);
+    size_t behind = k->length - from;
+    if (to + behind > MEMCG_KEYED_TEXT)
         return -ESTALE;
 
     k->kept = 0;
-    memmove(like + moved, like + newline, k->length - newline);
-    memmove(shape + moved, shape + newline, k->length - newline);
-    if (moved > newline) {
-        memset(like + newline, '0', moved - newline);
-        memset(shape + newline, DIGIT, moved - newline);
-    } else {
-        memset(shape + k->length - newline + moved, 0, newline - moved);
+    memmove(like + to, like + from, behind);
+    memmove(shape + to, shape + from, behind);
+    for (size_t i = from; i < to; i++) {
+        like[i] = '0';
+        shape[i] = DIGIT;
     }
-    k->length = (uint32_t)(k->length - newline + moved);
-    k->digits[line] = (uint8_t)(k->digits[line] - newline + moved);
-    for (size_t i = line; i < k->count; i++)
-        k->newline[i] = (uint16_t)(k->newline[i] - newline + moved);
+    for (size_t i = to; i < from; i++)
+        shape[i + behind] = 0;
+    k->length = (uint32_t)(to + behind);
+    k->digits[line] = (uint8_t)(k->digits[line] + to - from);
+    *newline = to;
     return 0;
 }
 
 /* Makes the shape that of a new text, if that has the same lines. */
 static int fit_shape(struct memcg_keyed *k, const char *text, size_t length)
 {
-    size_t line = 0;
     size_t at = 0;
+    size_t line = 0;
+    size_t newline = k->count ? k->key_length[0] + 1u + k->digits[0] : 0;
 
     for (;;) {
         at = find_misfit(text, text_of(k, k->current), k->shape + MEMCG_KEYED_MARGIN, at, k->length);
@@ -122,25 +124,28 @@ static int fit_shape(struct memcg_keyed *k, const char *text, size_t length)
             return length == k->length ? 0 : -ESTALE;
         if (at >= length)
             return -ESTALE;
-        while (k->newline[line] < at)
+        while (newline < at) {
             line++;
-        if (at < (size_t)k->newline[line] - k->digits[line])
+            newline += k->key_length[line] + 2u + k->digits[line];
+        }
+        if (at < newline - k->digits[line])
             return -ESTALE;
-        int rc = refit_line(k, line, text, length);
+        int rc = refit_line(k, line, &newline, text, length);
         if (rc < 0)
             return rc;
-        at = k->newline[line] + 1u;
+        at = newline + 1;
     }
 }
 
 /* Takes the numbers of a text that fits the shape. */
 static int take_values(const struct memcg_keyed *k, const char *text, uint64_t *ret_values)
 {
+    const char *end = text - 1;
     uint64_t bad = 0;
 
     for (size_t i = 0, count = k->count; i < count; i++) {
-        const char *end = text + k->newline[i];
         unsigned digits = k->digits[i];
+        end += k->key_length[i] + 2u + digits;
         if (digits <= 8) {
             ret_values[i] = join_digits(load_digits(end, digits, &bad));
         } else if (digits <= 16) {
@@ -180,32 +185,85 @@ int memcg_keyed_read(struct memcg_keyed *k, const char *text, size_t length)
     return 0;
 }
 
-/* Notes one line's key and shape. */
-static int learn_line(struct memcg_keyed *k, const char *line, size_t key_length, size_t digits)
+static void forget_lines(struct memcg_keyed *k)
 {
-    char *shape = k->shape + MEMCG_KEYED_MARGIN + k->length;
-    size_t i = k->count;
-    size_t key_at = i ? k->key_at[i - 1] + (size_t)k->key_length[i - 1] : 0;
+    memset(k->shape + MEMCG_KEYED_MARGIN, 0, k->length);
+    k->count = 0;
+    k->length = 0;
+    k->kept = 0;
+}
 
-    if (key_length == 0 || digits == 0)
+/* Notes the key and the shape of one line. */
+static int learn_line(struct memcg_keyed *k, const char *line, const char *newline)
+{
+    uint32_t i = k->count;
+    const char *space = memchr(line, ' ', (size_t)(newline - line));
+    if (!space || space == line)
         return -EINVAL;
-    if (digits > MEMCG_DIGITS_MAX)
-        return -ERANGE;
-    if (key_length > MEMCG_KEYED_KEY || i == MEMCG_KEYED_LINES)
+    const char *at = space + 1;
+    uint64_t value;
+    int rc = memcg_parse_u64(&at, newline, &value);
+    if (rc < 0)
+        return rc;
+    if (at != newline)
+        return -EINVAL;
+    if (space - line > MEMCG_KEYED_KEY || i == MEMCG_KEYED_LINES)
         return -E2BIG;
-    for (size_t d = 0; d < digits; d++) {
-        if ((unsigned)line[key_length + 1 + d] - '0' > 9)
-            return -EINVAL;
-    }
-    memcpy(k->keys + key_at, line, key_length);
+
+    size_t key_length = (size_t)(space - line);
+    size_t digits = (size_t)(newline - space) - 1;
+    char *shape = k->shape + MEMCG_KEYED_MARGIN + k->length;
     memset(shape, SAME, key_length + 1);
     memset(shape + key_length + 1, DIGIT, digits);
     shape[key_length + 1 + digits] = SAME;
-    k->key_at[i] = (uint16_t)key_at;
+
+    k->key_at[i] = (uint16_t)(i ? k->key_at[i - 1] + k->key_length[i - 1] : 0);
     k->key_length[i] = (uint8_t)key_length;
+    memcpy(k->keys + k->key_at[i], line, key_length);
     k->digits[i] = (uint8_t)digits;
-    k->newline[i] = (uint16_t)(k->length + key_length + 1 + digits);
-    k->length = k->newline[i] + 1u;
-    k->count++;
+    k->length += (uint32_t)(key_length + 1 + digits + 1);
+    k->count = i + 1;
     return 0;
+}
+
+int memcg_keyed_learn(struct memcg_keyed *k, const char *text, size_t length)
+{
+    int rc = 0;
+
+    forget_lines(k);
+    if (length > MEMCG_KEYED_TEXT)
+        return -E2BIG;
+    for (const char *at = text, *end = text + length; rc == 0 && at < end;) {
+        const char *newline = memchr(at, '\n', (size_t)(end - at));
+        if (newline) {
+            rc = learn_line(k, at, newline);
+            at = newline + 1;
+        } else {
+            rc = -EINVAL;
+        }
+    }
+    if (rc == 0) {
+        memcpy(text_of(k, k->current), text, length);
+        rc = memcg_keyed_read(k, text, length);
+    }
+    if (rc < 0)
+        forget_lines(k);
+    return rc;
+}
+
+int memcg_keyed_find(const struct memcg_keyed *k, const char *key)
+{
+    size_t length = strlen(key);
+
+    for (uint32_t i = 0; i < k->count; i++) {
+        if (k->key_length[i] == length && memcmp(k->keys + k->key_at[i], key, length) == 0)
+            return (int)i;
+    }
+    return -ENOENT;
+}
+
+const char *memcg_keyed_key(const struct memcg_keyed *k, size_t line, size_t *ret_length)
+{
+    *ret_length = k->key_length[line];
+    return k->keys + k->key_at[line];
 }

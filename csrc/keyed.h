@@ -37,10 +37,7 @@ struct memcg_keyed {
 
     uint16_t key_at[MEMCG_KEYED_LINES]; /* in keys */
     uint8_t key_length[MEMCG_KEYED_LINES];
-
-    /* Where the numbers of the shape are. */
-    uint8_t digits[MEMCG_KEYED_LINES];
-    uint16_t newline[MEMCG_KEYED_LINES];
+    uint8_t digits[MEMCG_KEYED_LINES]; /* of each line's number, as the shape has it */
 
     struct memcg_keyed_reading {
         uint64_t value[MEMCG_KEYED_LINES];

@@ -75,8 +75,8 @@ int memcg_map_open(int fd, struct memcg_map **ret_map)
     if (header == MAP_FAILED)
         return -errno;
     int rc = memcg_ring_validate(header, bytes);
-    if (rc == 0 && header->page_bytes % (uint64_t)sysconf(_SC_PAGESIZE))
-        rc = -ENOTSUP; /* written where pages are smaller: such a file is read by copying */
+    if (rc == 0 && header->align_bytes % (uint64_t)sysconf(_SC_PAGESIZE))
+        rc = -ENOTSUP; /* written where pages are smaller */
     struct memcg_map *map = rc == 0 ? calloc(1, sizeof *map + header->columns * sizeof map->column[0]) : NULL;
     if (!map) {
         munmap(header, bytes);

@@ -7,7 +7,7 @@
  * failure; *_free takes NULL. Unless said otherwise a function may be called from any thread, but an object by one at a time. */
 
 /* ---- The ring file: one shared mapping, one writer, any readers ------------------------------------------------------------
- * header | channel table | column table | info (JSON text) | columns, each a run of int64 aligned to page_bytes.
+ * header | channel table | column table | info (JSON text) | columns, each a run of int64 aligned to align_bytes.
  * Row i of a channel is element i % capacity of each of its columns. Everything is native-endian. docs/file-format.md tells
  * the same in prose. */
 
@@ -41,7 +41,7 @@ struct memcg_ring_header {
     uint32_t byte_order;
     uint32_t version;
     uint64_t file_bytes;
-    uint32_t page_bytes; /* columns start and end on multiples of it */
+    uint32_t align_bytes; /* columns start and end on multiples of it */
     uint32_t channels;
     uint32_t columns;
     uint32_t info_bytes;
@@ -88,15 +88,16 @@ struct memcg_channel_spec {
     const struct memcg_column_spec *column;
 };
 
-/* Lays a ring out in an empty file. With `reserve` every byte is allocated now (a hole in a full tmpfs would kill the writer
- * with SIGBUS later); without it the file stays sparse, which is for files written with pwrite.
+/* Lays a ring out in an empty file, its columns aligned to `align_bytes` (a power of two, at least the page size).
+ * With `reserve` every byte is allocated now (a hole in a full tmpfs would kill the writer with SIGBUS later); without it the
+ * file stays sparse, which is for files written with pwrite.
  * -ENOSPC no room, -E2BIG too many columns, -ENAMETOOLONG a name does not fit. */
 int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t count, const char *info, size_t info_bytes,
-                      int reserve);
+                      uint32_t align_bytes, int reserve);
 
 /* A read-only mapping of a ring in which each column stands twice in a row, so that any window is one contiguous slice. */
 struct memcg_map;
-int memcg_map_open(int fd, struct memcg_map **ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP page size */
+int memcg_map_open(int fd, struct memcg_map **ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here */
 void memcg_map_free(struct memcg_map *map);
 const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
 const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */

@@ -52,12 +52,12 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
     struct memcg_channel_header *channel = (void *)((char *)header + header->channels_offset);
     struct memcg_column_header *column = (void *)((char *)header + header->columns_offset);
     const char *dtype = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "<i8" : ">i8";
-    uint64_t offset = round_up(header->info_offset + header->info_bytes, header->page_bytes);
+    uint64_t offset = round_up(header->info_offset + header->info_bytes, header->align_bytes);
     uint32_t next = 0;
     int rc = 0;
     for (uint32_t i = 0; i < header->channels && rc == 0; i++, channel++) {
         rc = put_text(channel->name, sizeof channel->name, specs[i].name);
-        channel->capacity = round_up(specs[i].rows * 8, header->page_bytes) / 8;
+        channel->capacity = round_up(specs[i].rows * 8, header->align_bytes) / 8;
         channel->period_ns = specs[i].period_ns;
         channel->first_column = next;
         channel->columns = (uint32_t)specs[i].columns;
@@ -76,17 +76,18 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
 }
 
 int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t count, const char *info, size_t info_bytes,
-                      int reserve)
+                      uint32_t align_bytes, int reserve)
 {
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t columns = 0, data = 0;
+    if (align_bytes < (uint64_t)sysconf(_SC_PAGESIZE) || (align_bytes & (align_bytes - 1)))
+        return -EINVAL;
     for (size_t i = 0; i < count; i++) {
         if (channels[i].columns > MEMCG_CHANNEL_COLUMNS)
             return -E2BIG;
         if (channels[i].columns == 0 || channels[i].rows == 0 || channels[i].rows > UINT32_MAX)
             return -EINVAL;
         columns += channels[i].columns;
-        data += channels[i].columns * round_up(channels[i].rows * 8, page);
+        data += channels[i].columns * round_up(channels[i].rows * 8, align_bytes);
     }
     if (count == 0 || columns > UINT32_MAX || info_bytes > 1u << 20)
         return -EINVAL;
@@ -94,7 +95,7 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     uint64_t channels_offset = round_up(sizeof(struct memcg_ring_header), 64);
     uint64_t columns_offset = channels_offset + count * sizeof(struct memcg_channel_header);
     uint64_t info_offset = columns_offset + columns * sizeof(struct memcg_column_header);
-    uint64_t file_bytes = round_up(info_offset + info_bytes, page) + data;
+    uint64_t file_bytes = round_up(info_offset + info_bytes, align_bytes) + data;
     if (ftruncate(fd, (off_t)file_bytes) != 0)
         return -errno;
     int rc = reserve ? -posix_fallocate(fd, 0, (off_t)file_bytes) : 0;
@@ -108,7 +109,7 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     header->byte_order = MEMCG_RING_BYTE_ORDER;
     header->version = MEMCG_RING_VERSION;
     header->file_bytes = file_bytes;
-    header->page_bytes = (uint32_t)page;
+    header->align_bytes = align_bytes;
     header->channels = (uint32_t)count;
     header->columns = (uint32_t)columns;
     header->info_bytes = (uint32_t)info_bytes;
@@ -132,14 +133,14 @@ static int validate_channel(const struct memcg_ring_header *header, const struct
 {
     const struct memcg_column_header *columns = (const void *)((const char *)header + header->columns_offset);
     if (memchr(channel->name, 0, sizeof channel->name) == NULL || channel->capacity == 0 ||
-        channel->capacity > header->file_bytes / 8 || channel->capacity * 8 % header->page_bytes ||
+        channel->capacity > header->file_bytes / 8 || channel->capacity * 8 % header->align_bytes ||
         channel->columns > MEMCG_CHANNEL_COLUMNS || channel->first_column > header->columns ||
         channel->columns > header->columns - channel->first_column)
         return -EBADMSG;
     for (uint32_t c = 0; c < channel->columns; c++) {
         const struct memcg_column_header *column = &columns[channel->first_column + c];
         if (memchr(column->name, 0, sizeof column->name) == NULL || memchr(column->unit, 0, sizeof column->unit) == NULL ||
-            column->offset % header->page_bytes || column->offset > header->file_bytes ||
+            column->offset % header->align_bytes || column->offset > header->file_bytes ||
             channel->capacity * 8 > header->file_bytes - column->offset)
             return -EBADMSG;
     }
@@ -152,8 +153,8 @@ int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_by
         return -EBADMSG;
     if (header->byte_order != MEMCG_RING_BYTE_ORDER || header->version != MEMCG_RING_VERSION)
         return -EPROTO;
-    uint64_t page = header->page_bytes;
-    if (header->file_bytes != file_bytes || page < 4096 || (page & (page - 1)) || header->channels > 64 ||
+    uint64_t align = header->align_bytes;
+    if (header->file_bytes != file_bytes || align < 4096 || (align & (align - 1)) || header->channels > 64 ||
         header->columns > 64 * MEMCG_CHANNEL_COLUMNS || header->channels_offset % 64 || header->columns_offset % 8 ||
         header->channels_offset > file_bytes || header->columns_offset > file_bytes || header->info_offset > file_bytes ||
         header->channels * sizeof(struct memcg_channel_header) > file_bytes - header->channels_offset ||

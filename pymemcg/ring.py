@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ring as Python sees it: a read-only mapping, its tables, and its columns as arrays without a copy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pymemcg._ffi import check, ffi, lib, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+RECORDING_ALIGN = 65536
+"""Columns of a recording begin on multiples of this, the largest page that Linux uses, so that any machine can map them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSpec:
+    """A table to be laid out.
+
+    Attributes:
+        name: Of the channel.
+        period_ns: Nominal distance of rows; 0 where rows come as they happen.
+        rows: Wanted capacity.
+        columns: Column name to unit, in order.
+    """
+
+    name: str
+    period_ns: int
+    rows: int
+    columns: dict[str, str]
+
+
+def create(fd: int, channels: Sequence[ChannelSpec], info: dict[str, Any], *, align: int, reserve: bool) -> None:
+    """Lay out a ring in the empty file `fd`.
+
+    Args:
+        fd: Open for reading and writing.
+        channels: The tables.
+        info: What the ring says of itself; JSON.
+        align: To what columns are aligned: the page size, or RECORDING_ALIGN.
+        reserve: Allocate every byte now; without it the file is sparse.
+
+    Raises:
+        SourceError: No room (ENOSPC), or a name or table that does not fit.
+    """
+    alive: list[Any] = []
+
+    def c_text(value: str) -> Any:
+        alive.append(ffi.new("char[]", value.encode()))
+        return alive[-1]
+
+    specs = ffi.new("struct memcg_channel_spec[]", len(channels))
+    for spec, channel in zip(specs, channels, strict=True):
+        columns = ffi.new("struct memcg_column_spec[]", [(c_text(n), c_text(u)) for n, u in channel.columns.items()])
+        alive.append(columns)
+        spec.name, spec.period_ns, spec.rows = c_text(channel.name), channel.period_ns, channel.rows
+        spec.columns, spec.column = len(channel.columns), columns
+    data = json.dumps(info).encode()
+    check(lib.memcg_ring_create(fd, specs, len(channels), data, len(data), align, reserve), "the ring", "cannot be created")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One channel's entry in a ring.
+
+    Attributes:
+        index: Its position.
+        name: Of the channel.
+        capacity: Rows that it holds.
+        period_ns: Nominal distance of rows; 0 where rows come as they happen.
+        first: Index of its first column in the ring.
+        units: Column name to unit, in order.
+        offsets: Column name to its place in the file.
+    """
+
+    index: int
+    name: str
+    capacity: int
+    period_ns: int
+    first: int
+    units: dict[str, str]
+    offsets: dict[str, int]
+
+
+class _Memory:
+    """Lets numpy make a read-only array of mapped memory, which keeps the mapping alive as its base."""
+
+    def __init__(self, ring: Ring, address: int, rows: int) -> None:
+        self._ring = ring
+        typestr = "<i8" if ffi.cast("char *", ffi.new("int *", 1))[0] == b"\1" else ">i8"
+        self.__array_interface__ = {"version": 3, "data": (address, True), "shape": (rows,), "typestr": typestr}
+
+
+class Ring:
+    """A read-only mapping of a ring, live or recorded.
+
+    Args:
+        fd: The ring's file; it may be closed afterwards.
+        path: What errors call it.
+
+    Raises:
+        RecordingError: It is damaged, no ring, or of another version.
+
+    Thread-safe. Arrays made from it keep it mapped.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.path = path
+        out = ffi.new("struct memcg_map **")
+        check(lib.memcg_map_open(fd, out), path, "cannot be mapped")
+        self._map = ffi.gc(out[0], lib.memcg_map_free)
+        self.header = lib.memcg_map_header(self._map)
+        base = ffi.cast("char *", self.header)
+        self.info: dict[str, Any] = json.loads(ffi.buffer(base + self.header.info_offset, self.header.info_bytes)[:] or b"{}")
+        self._channels = ffi.cast("struct memcg_channel_header *", base + self.header.channels_offset)
+        columns = ffi.cast("struct memcg_column_header *", base + self.header.columns_offset)
+        self.tables: dict[str, Table] = {}
+        for i in range(self.header.channels):
+            c = self._channels[i]
+            mine = [columns[k] for k in range(c.first_column, c.first_column + c.columns)]
+            units = {text(k.name): text(k.unit) for k in mine}
+            offsets = {text(k.name): k.offset for k in mine}
+            self.tables[text(c.name)] = Table(i, text(c.name), c.capacity, c.period_ns, c.first_column, units, offsets)
+
+    def column(self, table: Table, name: str) -> NDArray[np.int64]:
+        """One column, twice in a row: shape (2 * capacity,), int64, read-only, no copy.
+
+        Row i is element i % capacity, and so is what follows it: a window is one slice.
+        """
+        import numpy as np
+
+        index = table.first + list(table.units).index(name)
+        address = int(ffi.cast("uintptr_t", lib.memcg_map_column(self._map, index)))
+        return np.asarray(_Memory(self, address, 2 * table.capacity))
+
+    def head(self, table: Table) -> int:
+        """Rows published so far. Rows that were read before this call are whole if they are > head - capacity."""
+        return lib.memcg_map_head(self._map, table.index)  # type: ignore[no-any-return]
+
+    def closed(self, table: Table) -> tuple[int, int] | None:
+        """When (ns) and with which errno a channel was closed, or None."""
+        channel = self._channels[table.index]
+        when = channel.closed_ns
+        return (when, channel.closed_errno) if when else None
