@@ -214,7 +214,7 @@ def _passes_on(place: Place) -> bool:
 def _explain_files(view: View, level: Level, absent: dict[str, str]) -> None:
     """Say why the group's own files are not there."""
     at_root = view.version == 2 and is_root(level.directory)
-    wanted = (_V1_FILES | _V2_FILES) if view.version == 1 else (_V2_FILES | _V1_FILES)
+    wanted = (_V2_FILES | _V1_FILES) if view.version == 1 else (_V1_FILES | _V2_FILES)
     names = {role: files[0] for role, files in wanted.items()} | {"stat": "memory.stat"}
     for role, name in names.items():
         if role in level.files or os.path.exists(f"{level.directory}/{name}"):

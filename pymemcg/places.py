@@ -179,7 +179,7 @@ class View:
         self.unified = [mount for mount in mounts if mount.version == 2]
         if self.controller not in groups:
             raise NotSupported(
-                f"names no memory controller and no cgroup2, only {', '.join(groups) or 'nothing'}",
+                f"names neither the memory controller nor cgroup2, but {', '.join(groups) or 'nothing'}",
                 path=f"{self.proc}/self/cgroup",
                 hint="the kernel may have been booted with cgroup_disable=memory; some sandboxes have no cgroups",
             )
@@ -288,21 +288,20 @@ class View:
         Raises:
             TargetError: It is none of the memory hierarchy.
         """
+        directory = "/" + os.path.normpath(directory).lstrip("/")
         if not directory.startswith(f"{self._prefix}/"):
             directory = self._prefix + directory
         mounts = self.process.mounts
         try:
-            # /proc/N/root is a link to another place than its text says, so the resolved path must be the same place.
-            resolved = os.path.realpath(directory)
-            if os.path.samestat(os.stat(directory), os.stat(resolved)):
+            if inside := _ROOT_OF.match(directory.removeprefix(self._prefix)):
+                mounts = self.find_process(int(inside[1])).mounts
+            # Some links of /proc lead elsewhere than their text says; only a path to the same place may stand for it.
+            elif os.path.samestat(os.stat(directory), os.stat(resolved := os.path.realpath(directory))):
                 directory = resolved
-            elif other := _ROOT_OF.match(directory.removeprefix(self._prefix)):
-                mounts = self.find_process(int(other[1])).mounts
         except OSError as error:
             raise TargetError(f"cannot be looked at: {error.strerror}", path=directory) from error
         if not os.path.exists(f"{directory}/cgroup.procs"):
             raise TargetError("is no cgroup: it has no cgroup.procs", path=directory, hint=self._mounted())
-        directory = os.path.normpath(directory)
         above = [mount for mount in mounts if f"{directory}/".startswith(f"{mount.directory}/")]
         mount = max(above, key=lambda mount: len(mount.directory), default=None)
         if mount is None or not self._shows_memory(mount):
