@@ -16,11 +16,11 @@
  * Non-idle time is known from below only, by the CPU time in cpu.stat: a thread asleep in swap-in is non-idle and uses none. */
 #include "gate.h"
 
-static const uint64_t LOSS_INVERSE = 100;              /* at most 1 % of the stall time may be lost to reading: half of the promise */
-static const uint64_t KERNEL_WINDOW_NS = 2000000000;   /* PSI_FREQ: the kernel's own reads */
-static const uint64_t QUIET_NS = 20000000;             /* an episode is over: moments closer than 5 ms are one stall, seen at 10 ms ticks */
-static const uint64_t EPISODE_NS = 100000000;          /* … or goes on, and is told of in steps of the stat period */
-static const uint64_t IDLE_NS = KERNEL_WINDOW_NS;      /* without hits PSI still tells of refaults and of limits out of sight */
+static const uint64_t LOSS_INVERSE = 100; /* at most 1 % of the stall time may be lost to reading: half of the promise */
+static const uint64_t KERNEL_WINDOW_NS = 2000000000; /* PSI_FREQ: the kernel's own reads */
+static const uint64_t QUIET_NS = 20000000; /* an episode is over: moments closer than 5 ms are one stall, seen at 10 ms ticks */
+static const uint64_t EPISODE_NS = 100000000;     /* … or goes on, and is told of in steps of the stat period */
+static const uint64_t IDLE_NS = KERNEL_WINDOW_NS; /* without hits PSI still tells of refaults and of limits out of sight */
 
 void memcg_gate_hit(struct memcg_gate *gate, uint64_t now_ns)
 {
@@ -42,8 +42,8 @@ bool memcg_gate_open(const struct memcg_gate *gate, uint64_t now_ns, uint64_t cp
     if (cpu_ns <= gate->read_cpu_ns || elapsed_ns == 0)
         return false;
     double used = (double)(cpu_ns - gate->read_cpu_ns);
-    double busy = used / (double)elapsed_ns;                             /* CPUs in use */
-    double since = used / (double)gate->jiffy_ns;                        /* N */
+    double busy = used / (double)elapsed_ns;      /* CPUs in use */
+    double since = used / (double)gate->jiffy_ns; /* N */
     double window = busy * (double)KERNEL_WINDOW_NS / (double)gate->jiffy_ns;
     double spread = 2 + busy < (double)gate->cpus ? 2 + busy : (double)gate->cpus; /* c: a lone thread wanders over two */
     if (window > since)

@@ -13,6 +13,7 @@ static const uint64_t CLOCK_PERIOD_NS = 60000000000; /* CLOCK_MONOTONIC and CLOC
 static const uint64_t TAKEOVER_NS = 250000000;       /* a dead sampler is replaced within a second, with room to spare */
 static const uint64_t BUDGET = 100;                  /* a read may take 1/100 of its period: memory.stat has cost fleets more */
 static const uint64_t BACKOFF_NS = 10000000000;      /* … but 10 s apart is as good as any other tool */
+static const uint64_t SETTLE_NS = 2000000000;        /* before that the averages of CPU time say little */
 static const uint64_t DILUTED_PPM = 50000;           /* 1/20, what the default keeps below */
 
 static const char *const LIMITS[] = {"t_ns", "level", "limit_bytes", "high_bytes", "usage_bytes", "hits"};
@@ -168,7 +169,8 @@ static void keep_events(struct memcg_sampler *sampler)
         keeper->reported_closed = closed_ns ? keeper->reported_closed | bit : keeper->reported_closed & ~bit;
     }
     uint64_t diluted = load_relaxed(&header->state.diluted_ppm);
-    if (!(sampler->config.flags & MEMCG_ADAPTIVE) && diluted > DILUTED_PPM && diluted > 2 * keeper->diluted_ppm) {
+    bool settled = now_ns() - load_relaxed(&header->state.writer_started_ns) > SETTLE_NS;
+    if (!(sampler->config.flags & MEMCG_ADAPTIVE) && settled && diluted > DILUTED_PPM && diluted > 2 * keeper->diluted_ppm) {
         memcg_keeper_event(sampler, 0, MEMCG_EVENT_DILUTED, (int64_t)diluted);
         keeper->diluted_ppm = diluted;
     }
@@ -193,7 +195,8 @@ int memcg_keeper_open(struct memcg_sampler *sampler)
         rc = memcg_fed_open(&sampler->config, &sampler->writer, "node", &keeper->node, &sampler->failed);
     for (uint32_t i = 0; i < sampler->config.levels && rc == 0; i++) {
         rc = memcg_level_open(&sampler->config.level[i], true, &keeper->level[i], &sampler->failed);
-        memset(keeper->seen[i], 0xff, sizeof keeper->seen[i]); /* -1: nothing like it is ever read, so the first look is a row */
+        memset(keeper->seen[i], 0xff,
+               sizeof keeper->seen[i]); /* -1: nothing like it is ever read, so the first look is a row */
     }
     if (rc == 0)
         rc = bind(sampler, "limits", &keeper->limits, LIMITS, 6, keeper->limits_column);

@@ -19,21 +19,21 @@ enum {
 
 /* What a ring is doing now. Written by the sampling process alone, single words, read by anybody at any time. */
 struct memcg_state {
-    uint64_t writer_pid;       /* in the writer's pid namespace; 0 = nobody writes */
+    uint64_t writer_pid; /* in the writer's pid namespace; 0 = nobody writes */
     uint64_t writer_started_ns;
-    uint64_t takeovers;        /* how often another process went on with the ring */
-    uint64_t ticks;            /* wake-ups of the tick thread */
-    uint64_t missed;           /* full-rate deadlines passed over because a tick was late */
-    uint64_t period_ns;        /* distance to the next tick, as last decided */
-    uint64_t full_period_ns;   /* distance at the full rate */
-    uint64_t stat_period_ns;   /* grows when memory.stat outruns its budget */
-    uint64_t tick_cpu_ns;      /* CPU time of the tick thread of the present writer */
-    uint64_t keeper_cpu_ns;    /* CPU time of its keeper thread */
-    uint64_t group_cpu_ns;     /* CPU time of the group since the writer started, the sampler's own not counted */
-    uint64_t diluted_ppm;      /* the sampler's share of the group's CPU time, last second, in millionths */
-    uint64_t psi_reads;        /* times the gate let PSI be read */
-    uint64_t locked_bytes;     /* of the ring, locked into memory by the writer */
-    uint64_t cost_ns[8];       /* a recent read of each channel's files, by position in the channel table */
+    uint64_t takeovers;      /* how often another process went on with the ring */
+    uint64_t ticks;          /* wake-ups of the tick thread */
+    uint64_t missed;         /* full-rate deadlines passed over because a tick was late */
+    uint64_t period_ns;      /* distance to the next tick, as last decided */
+    uint64_t full_period_ns; /* distance at the full rate */
+    uint64_t stat_period_ns; /* grows when memory.stat outruns its budget */
+    uint64_t tick_cpu_ns;    /* CPU time of the tick thread of the present writer */
+    uint64_t keeper_cpu_ns;  /* CPU time of its keeper thread */
+    uint64_t group_cpu_ns;   /* CPU time of the group since the writer started, the sampler's own not counted */
+    uint64_t diluted_ppm;    /* the sampler's share of the group's CPU time, last second, in millionths */
+    uint64_t psi_reads;      /* times the gate let PSI be read */
+    uint64_t locked_bytes;   /* of the ring, locked into memory by the writer */
+    uint64_t cost_ns[8];     /* a recent read of each channel's files, by position in the channel table */
 };
 
 struct memcg_ring_header {
@@ -97,7 +97,9 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
 
 /* A read-only mapping of a ring in which each column stands twice in a row, so that any window is one contiguous slice. */
 struct memcg_map;
-int memcg_map_open(int fd, struct memcg_map **ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here */
+int memcg_map_open(
+    int fd, struct memcg_map *
+                *ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here */
 void memcg_map_free(struct memcg_map *map);
 const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
 const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */
@@ -124,11 +126,11 @@ int64_t memcg_source_value(const struct memcg_source *source, size_t index);
 
 /* Rows of the `events` channel: what happened to the sampling itself. */
 enum memcg_event {
-    MEMCG_EVENT_TAKEOVER = 1,          /* another process went on; since_ns = the last row before the gap, value = its pid */
-    MEMCG_EVENT_CLOSED = 2,            /* value = position of the channel << 32 | errno */
-    MEMCG_EVENT_STAT_PERIOD = 3,       /* a read of memory.stat took more than its share; value = the period in ns from here on */
-    MEMCG_EVENT_PROCESSES_PERIOD = 4,  /* likewise for the group's processes */
-    MEMCG_EVENT_DILUTED = 5            /* the sampler took more than 1/20 of the group's CPU time: PSI is diluted; value = ppm */
+    MEMCG_EVENT_TAKEOVER = 1,    /* another process went on; since_ns = the last row before the gap, value = its pid */
+    MEMCG_EVENT_CLOSED = 2,      /* value = position of the channel << 32 | errno */
+    MEMCG_EVENT_STAT_PERIOD = 3, /* a read of memory.stat took more than its share; value = the period in ns from here on */
+    MEMCG_EVENT_PROCESSES_PERIOD = 4, /* likewise for the group's processes */
+    MEMCG_EVENT_DILUTED = 5           /* the sampler took more than 1/20 of the group's CPU time: PSI is diluted; value = ppm */
 };
 
 /* ---- The sampler ------------------------------------------------------------------------------------------------------------- */
@@ -175,7 +177,7 @@ struct memcg_config {
     const struct memcg_feed *feed;
     const struct memcg_level *level; /* [0] is the group itself */
     const char *group;               /* its directory, whose cgroup.procs and children's feed `processes`; NULL = not sampled */
-    const char *cpu_stat;            /* cpu.stat beside memory.pressure; NULL = none, and then PSI is not gated but left alone */
+    const char *cpu_stat; /* cpu.stat beside memory.pressure; NULL = none, and then PSI is not gated but left alone */
 };
 
 struct memcg_sampler;

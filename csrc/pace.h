@@ -7,12 +7,12 @@
 #include <stdint.h>
 
 struct memcg_pace {
-    uint64_t full_ns;     /* distance of ticks at the full rate */
-    bool adaptive;        /* false: always the full rate */
-    int64_t usage_bytes;  /* at the last tick, and when that was; 0 ns = no tick yet */
+    uint64_t full_ns;    /* distance of ticks at the full rate */
+    bool adaptive;       /* false: always the full rate */
+    int64_t usage_bytes; /* at the last tick, and when that was; 0 ns = no tick yet */
     uint64_t usage_ns;
-    int64_t headroom;     /* bytes to the nearest limit */
-    double growth;        /* fastest seen, bytes/s */
+    int64_t headroom; /* bytes to the nearest limit */
+    double growth;    /* fastest seen, bytes/s */
     uint64_t hot_until_ns;
     uint64_t yield_ns; /* ticks may not be closer than this, or the sampler takes more than its share of the group's CPU time */
 };

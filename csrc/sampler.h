@@ -35,11 +35,12 @@ struct memcg_tick {
     int cpu_stat_index;
     struct memcg_gate gate;
     struct memcg_pace pace;
-    uint64_t look_ns; /* when ancestors are looked at next */
-    uint64_t control_ns; /* when CPU times are next compared */
+    uint64_t look_ns;     /* when ancestors are looked at next */
+    uint64_t control_ns;  /* when CPU times are next compared */
     uint64_t cpu_stat_ns; /* when cpu.stat was read, and what it said beyond the sampler's own */
     uint64_t group_cpu_ns;
     uint64_t start_cpu_ns;
+    uint64_t own_rate_ns; /* CPU time a second that the sampler takes, a moving average like the group's */
     uint64_t last_ticks, last_cpu_ns, last_own_ns, last_control_ns;
 };
 
@@ -62,7 +63,7 @@ struct memcg_sampler {
     uint32_t stop; /* futex word of both threads */
     uint32_t writes;
     pthread_t tick_thread, keeper_thread;
-    uint32_t ticking; /* the tick thread was started */
+    uint32_t ticking;              /* the tick thread was started */
     uint32_t holds_pressure;       /* the group's PSI is ours to read: flock on its file */
     uint64_t limits[MEMCG_LEVELS]; /* keeper → tick: the limits, as the keeper last read them */
     uint64_t node_hit_ns;          /* keeper → tick: the last time that somebody on the node stalled in direct reclaim */

@@ -28,8 +28,8 @@ struct memcg_source {
 };
 
 static const char *const STATM_KEYS[] = {"size", "resident", "shared", "text", "lib", "data", "dt"};
-static const char *const PSI_KEYS[] = {"some_us",     "some_avg10", "some_avg60", "some_avg300",
-                                       "full_us",     "full_avg10", "full_avg60", "full_avg300"};
+static const char *const PSI_KEYS[] = {"some_us", "some_avg10", "some_avg60", "some_avg300",
+                                       "full_us", "full_avg10", "full_avg60", "full_avg300"};
 
 /* "max", and v1's largest page counter, which is LONG_MAX rounded down to a page of up to 64 KiB. */
 static int64_t signed_value(uint64_t value)

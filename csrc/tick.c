@@ -57,7 +57,8 @@ static void control(struct memcg_sampler *sampler, uint64_t now)
         smooth = smooth ? (smooth * 9 + rate) / 10 : rate + 1;
         store_relaxed(&sampler->group_rate_ns, smooth);
         memcg_pace_yield(&tick->pace, (cpu_ns - tick->last_cpu_ns) / ticks, smooth);
-        store_relaxed(&state->diluted_ppm, own_rate * 1000000u / (own_rate + smooth + 1));
+        tick->own_rate_ns = tick->own_rate_ns ? (tick->own_rate_ns * 9 + own_rate) / 10 : own_rate;
+        store_relaxed(&state->diluted_ppm, tick->own_rate_ns * 1000000u / (tick->own_rate_ns + smooth + 1));
     }
     tick->last_cpu_ns = cpu_ns;
     tick->last_own_ns = own_ns;

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pymemcg.errors import MemcgError, NotSupported
 
@@ -213,7 +213,8 @@ class Channel:
             pairs_t += pairs["t_ns"].tolist()
             offsets += (pairs["realtime_ns"] - pairs["t_ns"]).tolist()
         at = np.searchsorted(np.asarray(pairs_t), t_ns, side="right") - 1
-        return t_ns + np.asarray(offsets)[np.maximum(at, 0)]
+        shifted: NDArray[np.int64] = t_ns + np.asarray(offsets, dtype=np.int64)[np.maximum(at, 0)]
+        return shifted
 
     def _column(self, name: str) -> NDArray[np.int64]:
         if name not in self.units:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a target to what the native sampler is told: which files feed which columns, and how large the rings are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pymemcg import _ffi, schema
+from pymemcg._ffi import ffi, lib
+from pymemcg.errors import SourceError
+from pymemcg.ring import ChannelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pymemcg.cgroup import Target
+
+SECOND_NS = 1_000_000_000
+NODE_HZ = 10
+PROCESS_ROWS = 8192
+"""Room for 16 processes at 10 Hz over the default 60 s, with some to spare; more processes shorten the history."""
+FEW_ROWS = 512
+"""Of channels that get a row now and then; a page of 4 KiB a column."""
+
+
+@dataclass
+class Feed:
+    """A file whose values become columns: key in the file to column name."""
+
+    path: str
+    channel: str
+    form: int
+    fields: dict[str, str]
+
+
+@dataclass
+class Plan:
+    """All that the native sampler needs to know.
+
+    Attributes:
+        target: What is sampled.
+        channels: The tables of the ring.
+        feeds: What fills them.
+        absent: What is not there, and why: a column, or a channel.
+    """
+
+    target: Target
+    period_ns: int
+    stat_period_ns: int
+    history_ns: int
+    adaptive: bool
+    channels: list[ChannelSpec] = field(default_factory=list)
+    feeds: list[Feed] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inside(self) -> bool:
+        """Whether this process's CPU time is part of what the group's cpu.stat and PSI speak of."""
+        return self.target.own or self.target.pressure_scope == "host"
+
+    def info(self) -> dict[str, Any]:
+        """What a ring made by this plan says of itself."""
+        return {
+            "target": self.target.describe(),
+            "absent": self.absent,
+            "kernel": os.uname().release,
+            "host": os.uname().nodename,
+            "page_bytes": os.sysconf("SC_PAGESIZE"),
+            "adaptive": self.adaptive,
+        }
+
+
+def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s: float, adaptive: bool) -> Plan:
+    """Decide what can be sampled.
+
+    Raises:
+        SourceError: A file that a sampler cannot do without cannot be read.
+    """
+    plan = Plan(
+        target,
+        period_ns=round(SECOND_NS / rate_hz),
+        stat_period_ns=round(SECOND_NS / stat_rate_hz),
+        history_ns=round(history_s * SECOND_NS),
+        adaptive=adaptive,
+        absent=dict(target.absent),
+    )
+    _plan_usage(plan)
+    _plan_stat(plan)
+    _plan_pressure(plan)
+    _plan_node(plan)
+    limits = {name: schema.LIMITS_UNITS[name] for name in schema.LIMITS_UNITS if name != "high_bytes" or target.version == 2}
+    _add(plan, "limits", 0, FEW_ROWS * len(target.levels), limits)
+    _add(plan, "processes", SECOND_NS // NODE_HZ, PROCESS_ROWS, schema.PROCESSES_UNITS)
+    _add(plan, "clock", 60 * SECOND_NS, FEW_ROWS, schema.CLOCK_UNITS)
+    _add(plan, "events", 0, FEW_ROWS, schema.EVENTS_UNITS)
+    return plan
+
+
+def _add(plan: Plan, name: str, period_ns: int, rows: int, units: dict[str, str]) -> None:
+    # 1/16 more than the history: what a window leaves to the writer (channel.py).
+    plan.channels.append(ChannelSpec(name, period_ns, rows * 17 // 16 + 1, units))
+
+
+def _feed(plan: Plan, channel: str, path: str, form: int, fields: dict[str, str]) -> None:
+    if fields:
+        plan.feeds.append(Feed(path, channel, form, fields))
+
+
+def _plan_usage(plan: Plan) -> None:
+    own, target = plan.target.levels[0], plan.target
+    if "usage" in own.files:
+        _feed(plan, "usage", f"{own.directory}/{own.files['usage']}", _ffi.VALUE, {"": "usage_bytes"})
+    if target.version == 2 and "hits" in own.files:
+        path = f"{own.directory}/{own.files['hits']}"
+        keys = _ffi.read_source(path, _ffi.KEYED)
+        wanted = {"max": "limit_hits", "high": "high_hits", "oom_kill": "oom_kills"}
+        _feed(plan, "usage", path, _ffi.KEYED, {key: wanted[key] for key in wanted if key in keys})
+    if target.version == 1:
+        _plan_usage_v1(plan)
+    if target.pid is not None and target.own and target.spec == "self":
+        fields = {"resident": "rss_bytes", "shared": "shared_bytes"}
+        _feed(plan, "usage", f"/proc/{os.getpid()}/statm", _ffi.STATM, fields)
+    columns = {column for feed in plan.feeds for column in feed.fields.values()} | {"t_ns", "late_ns"}
+    units = {name: unit for name, unit in schema.USAGE_UNITS.items() if name in columns}
+    _add(plan, "usage", plan.period_ns, plan.history_ns // plan.period_ns, units)
+
+
+def _plan_usage_v1(plan: Plan) -> None:
+    own = plan.target.levels[0]
+
+    def read(role: str) -> int | None:
+        return _ffi.read_source(f"{own.directory}/{own.files[role]}", _ffi.VALUE)[""] if role in own.files else None
+
+    limit, memsw, memsw_hits = read("limit"), read("memsw_limit"), read("memsw_hits")
+    shadowed = limit is not None and memsw is not None and memsw <= limit < _ffi.NONE
+    if shadowed:
+        plan.absent["limit_hits"] = "memory.failcnt does not count where memsw's limit is not above memory's"
+    elif "hits" in own.files:
+        _feed(plan, "usage", f"{own.directory}/{own.files['hits']}", _ffi.VALUE, {"": "limit_hits"})
+    if shadowed and not memsw_hits:
+        plan.absent["memsw_hits"] = "memory.memsw.failcnt has not counted yet, and on some kernels never does"
+    elif memsw_hits is not None:
+        _feed(plan, "usage", f"{own.directory}/{own.files['memsw_hits']}", _ffi.VALUE, {"": "memsw_hits"})
+    path = f"{own.directory}/memory.oom_control"
+    try:
+        found = "oom_kill" in _ffi.read_source(path, _ffi.KEYED)
+    except SourceError as error:
+        plan.absent["oom_kills"] = str(error)
+        return
+    if found:
+        _feed(plan, "usage", path, _ffi.KEYED, {"oom_kill": "oom_kills"})
+    else:
+        plan.absent["oom_kills"] = "memory.oom_control of this kernel has no oom_kill"
+
+
+def _plan_stat(plan: Plan) -> None:
+    path = f"{plan.target.directory}/memory.stat"
+    try:
+        fields = schema.stat_fields(_ffi.read_source(path, _ffi.KEYED), plan.target.version)
+    except SourceError as error:
+        plan.absent["stat"] = plan.target.absent.get("stat", str(error))
+        return
+    _feed(plan, "stat", path, _ffi.KEYED, {f.key: f.name for f in fields})
+    units = schema.STAT_UNITS | {f.name: f.unit for f in fields}
+    _add(plan, "stat", plan.stat_period_ns, plan.history_ns // plan.stat_period_ns, units)
+
+
+def _plan_pressure(plan: Plan) -> None:
+    path = plan.target.pressure_file
+    if path is None:
+        return
+    if not os.access(_cpu_stat(plan.target) or "", os.R_OK):
+        plan.absent["pressure"] = "without the group's cpu.stat nothing tells when PSI may be read without harm"
+        return
+    _feed(plan, "pressure", path, _ffi.PSI, {"some_us": "some_us", "full_us": "full_us"})
+    _add(plan, "pressure", 0, FEW_ROWS * 2, schema.PRESSURE_UNITS)
+
+
+def _plan_node(plan: Plan) -> None:
+    try:
+        fields = schema.node_fields(_ffi.read_source("/proc/vmstat", _ffi.KEYED))
+    except SourceError as error:
+        plan.absent["node"] = str(error)
+        return
+    _feed(plan, "node", "/proc/vmstat", _ffi.KEYED, {f.key: f.name for f in fields})
+    units = schema.NODE_UNITS | {f.name: f.unit for f in fields}
+    _add(plan, "node", SECOND_NS // NODE_HZ, plan.history_ns * NODE_HZ // SECOND_NS, units)
+
+
+def _cpu_stat(target: Target) -> str | None:
+    return f"{target.cgroup2_directory}/cpu.stat" if target.cgroup2_directory else None
+
+
+class NativeConfig:
+    """A `struct memcg_config` and all that it points to, alive as long as this object."""
+
+    def __init__(self, plan: Plan, *, ring_fd: int, lock_fd: int, attached: bool, pressure: bool) -> None:
+        self._alive: list[Any] = []
+        feeds = [feed for feed in plan.feeds if pressure or feed.channel != "pressure"]
+        target = plan.target
+        self.struct = ffi.new("struct memcg_config *")
+        c = self.struct
+        c.ring_fd, c.lock_fd = ring_fd, lock_fd
+        c.flags = lib.MEMCG_ADAPTIVE * plan.adaptive | lib.MEMCG_INSIDE * plan.inside | lib.MEMCG_ATTACHED * attached
+        c.period_ns, c.stat_period_ns, c.node_period_ns = plan.period_ns, plan.stat_period_ns, SECOND_NS // NODE_HZ
+        c.feeds, c.feed = len(feeds), self._array("struct memcg_feed[]", (self._feed(feed) for feed in feeds))
+        levels = [level for level in target.levels if "usage" in level.files]
+        c.levels, c.level = len(levels), self._array("struct memcg_level[]", (self._level(level) for level in levels))
+        c.group = self._text(target.directory)
+        cpu_stat = _cpu_stat(target)
+        readable = cpu_stat is not None and os.access(cpu_stat, os.R_OK)
+        c.cpu_stat = self._text(cpu_stat) if readable and cpu_stat else ffi.NULL
+
+    def _text(self, value: str) -> Any:
+        self._alive.append(ffi.new("char[]", os.fsencode(value)))
+        return self._alive[-1]
+
+    def _array(self, kind: str, values: Iterable[Any]) -> Any:
+        self._alive.append(ffi.new(kind, list(values)))
+        return self._alive[-1]
+
+    def _feed(self, feed: Feed) -> tuple[Any, ...]:
+        pairs = ((self._text(key), self._text(column)) for key, column in feed.fields.items())
+        fields = self._array("struct memcg_field[]", pairs)
+        return self._text(feed.path), self._text(feed.channel), feed.form, len(feed.fields), fields
+
+    def _level(self, level: Any) -> tuple[Any, ...]:
+        def path(role: str) -> Any:
+            return self._text(f"{level.directory}/{level.files[role]}") if role in level.files else ffi.NULL
+
+        keyed = level.files.get("hits", "").startswith("memory.events")
+        return path("usage"), path("limit"), path("high"), path("hits"), self._text("max") if keyed else ffi.NULL

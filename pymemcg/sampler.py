@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler as a service embeds it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from pymemcg import schema, sharing
+from pymemcg._ffi import check, ffi, lib
+from pymemcg.cgroup import resolve
+from pymemcg.channel import Channel
+from pymemcg.errors import MemcgError
+from pymemcg.plan import NativeConfig, make_plan
+from pymemcg.ring import Ring, create
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pymemcg.cgroup import Target
+    from pymemcg.plan import Plan
+
+_log = logging.getLogger("pymemcg")
+_OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
+MAX_RATE_HZ = 20_000
+"""A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
+
+
+class _Running:
+    """What exists between start and stop."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.seat = sharing.take_seat(
+            plan.target.directory,
+            lambda fd: create(fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True),
+        )
+        try:
+            self.ring = Ring(self.seat.ring_fd, self.seat.path or "memfd:pymemcg")
+            self.config = NativeConfig(
+                plan,
+                ring_fd=self.seat.ring_fd,
+                lock_fd=self.seat.lock_fd,
+                attached=self.seat.role == "attached",
+                pressure=self.seat.role != "alone",
+            )
+            out, failed = ffi.new("struct memcg_sampler **"), ffi.new("char[4096]")
+            rc = lib.memcg_sampler_start(self.config.struct, out, failed, len(failed))
+            check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
+        except BaseException:
+            self.seat.leave()
+            raise
+        self.handle = out[0]
+
+    def stop(self) -> None:
+        lib.memcg_sampler_stop(self.handle)
+        self.seat.leave()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's threads, locks and files stay the parent's."""
+        lib.memcg_sampler_forget(self.handle)
+        self.seat.abandon()
+
+
+class Sampler:
+    """Samples a memory cgroup from a native thread that never takes the GIL.
+
+    The first process of a group that starts one samples, the others attach to its rings (`role`); when it ends, another goes
+    on with the same rings. With the environment variable PYMEMCG_DISABLE=1 everything is a no-op with empty channels.
+
+    Args:
+        target: `self`, `pid:N`, `cgroup:/path`, a directory, `container:ID`; see `pymemcg.resolve`.
+        rate_hz: Rows of `usage` a second, up to 20,000.
+        stat_rate_hz: Rows of `stat` a second, up to 100; reading memory.stat takes kernel locks.
+        history_s: How far back the rings reach at these rates; they reach further where ticks are slower.
+        adaptive: Tick at 100 Hz far from every limit, and yield until the sampler takes at most 1/20 of the CPU time that the
+            rest of the group takes, so that PSI is not diluted. False keeps the full rate.
+
+    Attributes:
+        usage, stat, pressure, limits, node, processes, clock, events: The channels.
+
+    Thread-safe. A forked child re-attaches at its first use of the sampler.
+    """
+
+    usage: Channel
+    stat: Channel
+    pressure: Channel
+    limits: Channel
+    node: Channel
+    processes: Channel
+    clock: Channel
+    events: Channel
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] = "self",
+        *,
+        rate_hz: float = 1000,
+        stat_rate_hz: float = 10,
+        history_s: float = 60,
+        adaptive: bool = True,
+    ) -> None:
+        for name, value, most in (
+            ("rate_hz", rate_hz, MAX_RATE_HZ),
+            ("stat_rate_hz", stat_rate_hz, 100),
+            ("history_s", history_s, 86400),
+        ):
+            if not 0.01 <= value <= most:
+                raise ValueError(f"{name}={value!r}: expected a number from 0.01 to {most}")
+        self._spec = target
+        self._options: dict[str, Any] = {
+            "rate_hz": rate_hz,
+            "stat_rate_hz": stat_rate_hz,
+            "history_s": history_s,
+            "adaptive": adaptive,
+        }
+        self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
+        self._lock = threading.RLock()
+        self._running: _Running | None = None
+        self._forked = False
+        self._target: Target | None = None
+        self._channels: dict[str, Channel] = {}
+
+    # ---- Life cycle ----
+
+    def start(self) -> Sampler:
+        """Take the first sample and start the threads; nothing to do where it runs already.
+
+        Raises:
+            TargetError: There is no such target, or it cannot be seen from here.
+            NotSupported: This place has no memory cgroups.
+            SourceError: A file cannot be read, or there is no room for the rings.
+        """
+        with self._lock:
+            if self._running is not None:
+                return self
+            if self._disabled:
+                self._channels = {name: Channel(name, None, None) for name in schema.CHANNELS}
+                return self
+            self._target = resolve(self._spec)
+            self._running = _Running(make_plan(self._target, **self._options))
+            self._bind(self._running)
+            _started.add(self)
+        return self
+
+    def stop(self) -> None:
+        """End sampling at once. What has been sampled stays readable."""
+        with self._lock:
+            running, self._running = self._running, None
+            _started.discard(self)
+            if running is not None:
+                running.stop()
+
+    def __enter__(self) -> Sampler:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _bind(self, running: _Running) -> None:
+        tables = running.ring.tables
+        self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
+        if running.seat.role == "attached":
+            writer = running.ring.header.state.writer_pid
+            why = f"it would be that of the process that samples ({writer}), not of this one ({os.getpid()}); see `processes`"
+            hidden = dict.fromkeys(_OF_THE_SAMPLING_PROCESS, why)
+            self._channels["usage"] = Channel("usage", running.ring, tables.get("usage"), hidden=hidden)
+
+    def _after_fork(self) -> None:
+        """In the child, at once: a lock that it kept open would outlive its parent."""
+        self._lock = threading.RLock()
+        running, self._running = self._running, None
+        if running is not None:
+            running.forget()
+            self._forked = True
+
+    def _reattach(self) -> None:
+        with self._lock:
+            if self._forked:
+                self._forked = False
+                _log.warning("pymemcg: this process (%d) was forked from one that samples; it attaches anew", os.getpid())
+                self.start()
+
+    # ---- What it knows ----
+
+    def __getattr__(self, name: str) -> Channel:
+        if name in schema.CHANNELS:
+            if self._forked:
+                self._reattach()
+            if name in self._channels:
+                return self._channels[name]
+            raise MemcgError(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
+        raise AttributeError(f"Sampler has no attribute {name!r}")
+
+    @property
+    def target(self) -> Target | None:
+        """What is sampled; None before `start` and where disabled."""
+        return self._target
+
+    @property
+    def role(self) -> str:
+        """One of "sampling", "attached", "alone" (see `pymemcg.sharing.Seat`), "stopped" and "disabled"."""
+        if self._forked:
+            self._reattach()
+        running = self._running
+        if running is None:
+            return "disabled" if self._disabled else "stopped"
+        return "sampling" if lib.memcg_sampler_writes(running.handle) else running.seat.role
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """What is not measured here, a channel or a column, and why."""
+        with self._lock:
+            if self._running is None:
+                return {}
+            absent = dict(self._running.plan.absent)
+            if self._running.seat.role == "alone":
+                absent["pressure"] = "left to the process that samples this group: a second reader of PSI would destroy it"
+            if self._running.seat.note:
+                absent["sharing"] = self._running.seat.note
+            for name, channel in self._channels.items():
+                if channel.closed:
+                    absent[name] = f"closed: {channel.closed}"
+            return absent
+
+    def describe(self) -> dict[str, Any]:
+        """What a recording of this sampler says of itself: target, kernel, host, and what is absent and why."""
+        with self._lock:
+            return self._running.plan.info() | {"absent": self.absent} if self._running else {}
+
+    def stats(self) -> dict[str, Any]:
+        """What sampling does and costs.
+
+        Returns:
+            role; writer_pid; takeovers; ticks; missed (deadlines passed over); period_ns and full_period_ns;
+            late_ns: p50, p99 and max over what the `usage` ring holds; cost_ns: a recent read of each channel's files;
+            tick_cpu_ns, keeper_cpu_ns: CPU time of the two threads; group_cpu_ns: of the rest of the group since the start;
+            diluted_ppm: the sampler's share of the group's CPU time; psi_reads; stat_period_ns;
+            ring_bytes, locked_bytes, held_bytes: the ring, what of it is locked, and all that is held for sampling.
+            Empty when not running.
+        """
+        if self._forked:
+            self._reattach()
+        with self._lock:
+            if self._running is None:
+                return {}
+            running, ring = self._running, self._running.ring
+            state = ring.header.state
+            words = [field for field, _ in ffi.typeof("struct memcg_state").fields if field != "cost_ns"]
+            stats: dict[str, Any] = {"role": self.role} | {word: getattr(state, word) for word in words}
+            stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in ring.tables.values()}
+            stats["ring_bytes"] = ring.header.file_bytes
+            stats["held_bytes"] = lib.memcg_sampler_held_bytes(running.handle) + ring.header.file_bytes
+        stats["late_ns"] = self._lateness()
+        return stats
+
+    def _lateness(self) -> dict[str, int]:
+        late = self.usage.window()
+        if "late_ns" not in late or len(late) == 0:
+            return {}
+        import numpy as np
+
+        p50, p99 = np.percentile(late["late_ns"], (50, 99), method="higher").tolist()
+        return {"p50": p50, "p99": p99, "max": int(late["late_ns"].max())}
+
+    def __repr__(self) -> str:
+        return f"<Sampler of {os.fspath(self._spec)!r}: {self.role}>"
+
+
+_started: weakref.WeakSet[Sampler] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for sampler in list(_started):
+        sampler._after_fork()  # noqa: SLF001 - one room
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One sampler per group: who samples, and how the others come by its rings.
+
+Whoever holds `flock` on the group's directory samples; that works on read-only mounts and without privileges. Its ring is a
+file in the user's own folder in /dev/shm, named after the group's directory, so attaching is opening. Each process that uses a
+ring holds a shared `flock` on it: a ring on which nobody does is a leftover, and the last one out removes its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pymemcg._ffi import ffi, lib
+from pymemcg.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SHM = "/dev/shm"  # noqa: S108 - a tmpfs by convention, and its folder below is checked to be ours
+_PATIENCE_S = 1.0
+"""How long to wait for the ring of a sampler that is only starting, or for one that is ending to be gone."""
+
+Role = Literal["sampling", "attached", "alone"]
+
+
+@dataclass
+class Seat:
+    """A process's part in sampling a group.
+
+    Attributes:
+        role: "sampling", "attached" (another process samples, and its ring is ours to read), or "alone" (another process
+            samples, and its ring is not: counters into a ring of our own, and PSI left to the other).
+        ring_fd: The ring.
+        lock_fd: The group's directory, for `flock`; -1 when alone.
+        path: The ring's name, or None: a memfd, to which nobody can attach.
+        note: Why it is not better than it is, or None.
+    """
+
+    role: Role
+    ring_fd: int
+    lock_fd: int
+    path: str | None
+    note: str | None = None
+
+    def leave(self) -> None:
+        """Give the ring and the right to write it back; the last one out removes the ring's name."""
+        if self.path is not None and _lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(self.path, self.ring_fd):
+            os.unlink(self.path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptors and change nothing: in a forked child, whose parent goes on using the same locks."""
+        os.close(self.ring_fd)
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+
+
+def take_seat(directory: str, create: Callable[[int], None], *, patience_s: float = _PATIENCE_S) -> Seat:
+    """Become the group's sampler, or attach to it.
+
+    Args:
+        directory: The memory group's.
+        create: Lays the ring out in an empty file.
+        patience_s: How long to wait for a ring whose sampler is starting or ending.
+
+    Raises:
+        SourceError: The directory cannot be opened, or there is no memory for a ring.
+    """
+    try:
+        lock_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"cannot be opened: {error.strerror}", path=directory, errno=error.errno) from error
+    try:
+        status = os.fstat(lock_fd)
+        home, note = _home()
+        path = f"{home}/{status.st_dev:x}-{status.st_ino:x}" if home else None
+        deadline = time.monotonic() + patience_s
+        while True:
+            if _lock(lock_fd, fcntl.LOCK_EX):
+                return _sample(lock_fd, path, note, create)
+            ring_fd = _join(path) if path else None
+            if ring_fd is not None:
+                return Seat("attached", ring_fd, lock_fd, path)
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.01)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    os.close(lock_fd)
+    note = f"another process samples this group and its ring is not to be found: {note or f'nothing that fits at {path}'}"
+    return Seat("alone", _memfd(create), -1, None, note)
+
+
+def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[int], None]) -> Seat:
+    """The lock is ours. Go on with the ring that others are attached to, if there is one; else make one."""
+    if path is not None:
+        ring_fd = _join(path)
+        if ring_fd is not None:
+            if _lock(ring_fd, fcntl.LOCK_EX):  # nobody else: a leftover
+                os.unlink(path)
+                os.close(ring_fd)
+            elif _fits(ring_fd):
+                return Seat("sampling", ring_fd, lock_fd, path)
+            else:
+                os.close(ring_fd)
+                path, note = None, f"{path} is in use by another version of pymemcg"
+    if path is not None:
+        try:
+            return Seat("sampling", _create_named(path, create), lock_fd, path)
+        except OSError as error:
+            note = f"no ring at {path}: {error.strerror or error}"
+    return Seat("sampling", _memfd(create), lock_fd, None, f"others cannot attach: {note}")
+
+
+def _create_named(path: str, create: Callable[[int], None]) -> int:
+    """A ring that is whole and in use before it has a name."""
+    home = os.path.dirname(path)
+    _sweep(home)
+    home_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(home, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        create(fd)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        # With a dir_fd this is linkat(AT_SYMLINK_FOLLOW); without one it is link(), which links the symlink in /proc.
+        os.link(f"/proc/self/fd/{fd}", os.path.basename(path), dst_dir_fd=home_fd, follow_symlinks=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        os.close(home_fd)
+    return fd
+
+
+def _memfd(create: Callable[[int], None]) -> int:
+    fd = os.memfd_create("pymemcg", os.MFD_CLOEXEC)
+    try:
+        create(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _join(path: str) -> int | None:
+    """Open a ring and say that we use it; None where there is none any more."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    # Its last user may have removed it between our open and our lock: then it is nobody's, whatever we hold.
+    if _lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _fits(ring_fd: int) -> bool:
+    out = ffi.new("struct memcg_map **")
+    if lib.memcg_map_open(ring_fd, out) != 0:
+        return False
+    lib.memcg_map_free(out[0])
+    return True
+
+
+def _sweep(home: str) -> None:
+    """Remove what killed processes left behind."""
+    for name in os.listdir(home):
+        path = f"{home}/{name}"
+        fd = _join(path)
+        if fd is not None:
+            if _lock(fd, fcntl.LOCK_EX) and _is_at(path, fd):
+                os.unlink(path)
+            os.close(fd)
+
+
+def _home() -> tuple[str | None, str | None]:
+    """The user's folder for rings and None, or None and why there is none."""
+    home = f"{_SHM}/pymemcg-{os.geteuid()}"
+    if not _is_tmpfs(_SHM):
+        return None, f"{_SHM} is not a tmpfs"  # a row stored into a mapped file on a disk waits for the disk
+    try:
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        status = os.lstat(home)
+    except OSError as error:
+        return None, f"{home}: {error.strerror}"
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        return None, f"{home} is not a folder of this user's alone"
+    return home, None
+
+
+def _is_tmpfs(path: str) -> bool:
+    kind = None
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split(" ")
+            if fields[1] == path:
+                kind = fields[2]
+    return kind == "tmpfs"
+
+
+def _lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
