@@ -26,12 +26,23 @@ static int bind_feed(const struct memcg_writer *writer, const struct memcg_chann
     int rc = memcg_source_open(spec->path, spec->format, &feed->source);
     if (rc != 0)
         return rc;
-    for (size_t i = 0; i < spec->fields; i++) {
+    /* A ring that another process laid out may lack a column: then that value goes nowhere. */
+    for (size_t i = 0; i < spec->fields; i++)
         feed->column[i] = memcg_channel_find(writer, channel, spec->field[i].column);
-        if (feed->column[i] < 0)
-            return feed->column[i];
-    }
     return find_keys(feed);
+}
+
+/* … or have one that we cannot fill: a row must not show what stood there a lap ago. */
+static void find_unfed(struct memcg_fed *fed)
+{
+    bool is_fed[MEMCG_CHANNEL_COLUMNS] = {false};
+    for (uint32_t i = 0; i < fed->feeds; i++)
+        for (size_t k = 0; k < fed->feed[i].spec->fields; k++)
+            if (fed->feed[i].column[k] >= 0)
+                is_fed[fed->feed[i].column[k]] = true;
+    for (uint32_t c = 0; c < fed->channel.columns; c++)
+        if (!is_fed[c])
+            fed->unfed_column[fed->unfed++] = (int)c;
 }
 
 int memcg_fed_open(const struct memcg_config *config, const struct memcg_writer *writer, const char *channel,
@@ -51,6 +62,7 @@ int memcg_fed_open(const struct memcg_config *config, const struct memcg_writer 
         if (rc != 0)
             return rc;
     }
+    find_unfed(ret_fed);
     return ret_fed->t_ns < 0 ? ret_fed->t_ns : 0;
 }
 
@@ -71,6 +83,8 @@ size_t memcg_fed_bytes(const struct memcg_fed *fed)
 
 int memcg_fed_read(struct memcg_fed *fed)
 {
+    for (uint32_t i = 0; i < fed->unfed; i++)
+        memcg_channel_put(&fed->channel, fed->unfed_column[i], MEMCG_NONE);
     for (uint32_t i = 0; i < fed->feeds; i++) {
         struct memcg_feed_binding *feed = &fed->feed[i];
         int rc = memcg_source_read(feed->source);
@@ -79,7 +93,8 @@ int memcg_fed_read(struct memcg_fed *fed)
         if (rc != 0)
             return rc;
         for (size_t k = 0; k < feed->spec->fields; k++)
-            memcg_channel_put(&fed->channel, feed->column[k], memcg_source_value(feed->source, (size_t)feed->index[k]));
+            if (feed->column[k] >= 0)
+                memcg_channel_put(&fed->channel, feed->column[k], memcg_source_value(feed->source, (size_t)feed->index[k]));
     }
     return 0;
 }

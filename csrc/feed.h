@@ -20,6 +20,8 @@ struct memcg_feed_binding {
 struct memcg_fed {
     struct memcg_channel channel;
     int t_ns; /* position of that column */
+    uint32_t unfed;
+    int unfed_column[MEMCG_CHANNEL_COLUMNS]; /* filled by the channel's writer itself, or by nobody: MEMCG_NONE */
     uint32_t feeds;
     struct memcg_feed_binding feed[MEMCG_FEEDS];
 };
@@ -31,7 +33,8 @@ int memcg_fed_open(const struct memcg_config *config, const struct memcg_writer 
 void memcg_fed_close(struct memcg_fed *fed);
 size_t memcg_fed_bytes(const struct memcg_fed *fed);
 
-/* Reads every feed and puts its values into the row that is being written. Publishing is the caller's. */
+/* Reads every feed and puts its values into the row that is being written; what nothing feeds becomes MEMCG_NONE, until the caller
+ * knows better. Publishing is the caller's. */
 int memcg_fed_read(struct memcg_fed *fed);
 
 /* Where one column's value comes from; `feed` NULL = nothing feeds it. */

@@ -68,7 +68,7 @@ static uint64_t keep_fed(struct memcg_sampler *sampler, struct memcg_fed *fed, u
     uint64_t cost = now_ns() - now;
     memcg_channel_put(&fed->channel, fed->t_ns, (int64_t)now);
     memcg_channel_publish(&fed->channel);
-    store_relaxed(&sampler->writer.header->state.cost_ns[fed->channel.index], cost);
+    memcg_state_cost(&sampler->writer.header->state, &fed->channel, cost);
     return cost;
 }
 
@@ -139,7 +139,7 @@ static void keep_processes(struct memcg_sampler *sampler, uint64_t now)
         memcg_keeper_event(sampler, now, MEMCG_EVENT_PROCESSES_PERIOD, (int64_t)period);
     keeper->processes_period_ns = period;
     keeper->processes_due_ns = now + period - period / 8;
-    store_relaxed(&sampler->writer.header->state.cost_ns[keeper->processes.index], cost);
+    memcg_state_cost(&sampler->writer.header->state, &keeper->processes, cost);
 }
 
 static void keep_clock(struct memcg_sampler *sampler, uint64_t now)

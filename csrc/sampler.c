@@ -75,14 +75,25 @@ static void reopen_channels(const struct memcg_writer *writer)
         store_relaxed(&channel[i].closed_ns, 0);
 }
 
-/* Opens everything and takes the first sample. */
-static int begin(struct memcg_sampler *sampler)
+/* The time of the newest row, before we write one. */
+static uint64_t last_row_ns(const struct memcg_writer *writer)
+{
+    struct memcg_channel usage;
+    if (memcg_channel_bind(writer, "usage", &usage) != 0 || usage.head == 0)
+        return 0;
+    int t_ns = memcg_channel_find(writer, &usage, "t_ns");
+    return t_ns < 0 ? 0 : (uint64_t)usage.column[t_ns][(usage.head - 1) % usage.header->capacity];
+}
+
+/* Opens everything and takes the first sample. *ret_last_ns is when the writer before us took its last. */
+static int begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
 {
     sampler->failed = "the ring";
     int rc = memcg_writer_open(sampler->config.ring_fd, &sampler->writer);
     if (rc != 0)
         return rc;
     struct memcg_state *state = &sampler->writer.header->state;
+    *ret_last_ns = last_row_ns(&sampler->writer);
     reopen_channels(&sampler->writer);
     store_relaxed(&state->writer_pid, (uint64_t)getpid());
     store_relaxed(&state->writer_started_ns, now_ns());
@@ -114,30 +125,15 @@ static int start_ticking(struct memcg_sampler *sampler)
     return rc;
 }
 
-/* The time of the newest row, before we write one. */
-static uint64_t last_row_ns(const struct memcg_writer *writer)
-{
-    struct memcg_channel usage;
-    if (memcg_channel_bind(writer, "usage", &usage) != 0 || usage.head == 0)
-        return 0;
-    int t_ns = memcg_channel_find(writer, &usage, "t_ns");
-    return t_ns < 0 ? 0 : (uint64_t)usage.column[t_ns][(usage.head - 1) % usage.header->capacity];
-}
-
 int memcg_sampler_take_over(struct memcg_sampler *sampler)
 {
-    struct memcg_writer before = {0};
-    uint64_t last = 0;
-    if (memcg_writer_open(sampler->config.ring_fd, &before) == 0) {
-        last = last_row_ns(&before);
-        memcg_writer_close(&before);
-    }
-    int rc = begin(sampler);
+    uint64_t last_ns;
+    int rc = begin(sampler, &last_ns);
     if (rc != 0)
         return rc;
     struct memcg_state *state = &sampler->writer.header->state;
     store_relaxed(&state->takeovers, load_relaxed(&state->takeovers) + 1);
-    memcg_keeper_event(sampler, last, MEMCG_EVENT_TAKEOVER, getpid());
+    memcg_keeper_event(sampler, last_ns, MEMCG_EVENT_TAKEOVER, getpid());
     return start_ticking(sampler);
 }
 
@@ -169,7 +165,8 @@ int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler 
     (void)mlock(sampler, sizeof *sampler);
     sampler->config = *config;
     sampler->failed = "a thread";
-    int rc = config->flags & MEMCG_ATTACHED ? 0 : begin(sampler);
+    uint64_t last_ns;
+    int rc = config->flags & MEMCG_ATTACHED ? 0 : begin(sampler, &last_ns);
     if (rc == 0 && !(config->flags & MEMCG_ATTACHED))
         rc = start_ticking(sampler);
     if (rc == 0)

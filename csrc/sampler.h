@@ -80,6 +80,13 @@ static inline uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* What a read of a channel's files has just cost. */
+static inline void memcg_state_cost(struct memcg_state *state, const struct memcg_channel *channel, uint64_t cost_ns)
+{
+    if (channel->index < sizeof state->cost_ns / sizeof state->cost_ns[0])
+        store_relaxed(&state->cost_ns[channel->index], cost_ns);
+}
+
 uint64_t memcg_thread_cpu_ns(void);
 /* Names the calling thread, makes its timers exact and touches the stack that it will use. */
 void memcg_thread_begin(const char *name);

@@ -174,7 +174,7 @@ int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns)
     if (memcg_channel_is_open(&tick->usage.channel)) {
         rc = read_usage(sampler, now, deadline_ns);
         if (now >= tick->control_ns) /* how long that took, now and then */
-            store_relaxed(&state->cost_ns[tick->usage.channel.index], now_ns() - now);
+            memcg_state_cost(state, &tick->usage.channel, now_ns() - now);
     }
     store_relaxed(&state->ticks, load_relaxed(&state->ticks) + 1);
     if (now >= tick->look_ns)

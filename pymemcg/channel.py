@@ -98,8 +98,10 @@ class Window:
         except ImportError as error:
             raise NotSupported("to_pandas() needs pandas", hint="pip install pandas") from error
         data = {name: self[name].copy() for name in self.names}
-        index = pd.to_datetime(self._channel.realtime_ns(data["t_ns"]), unit="ns", utc=True) if data else None
-        return pd.DataFrame(data, index=pd.DatetimeIndex(index, name="time") if data else None)
+        if not data:
+            return pd.DataFrame()
+        index = pd.to_datetime(self._channel.realtime_ns(data["t_ns"]), unit="ns", utc=True)
+        return pd.DataFrame(data, index=pd.DatetimeIndex(index, name="time"))
 
     def __repr__(self) -> str:
         return f"<Window of {self._channel.name!r}: {self._rows} rows from row {self.first_row}>"

@@ -120,6 +120,7 @@ class Sampler:
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
         self._lock = threading.RLock()
         self._running: _Running | None = None
+        self._end: weakref.finalize[Any, Any] | None = None
         self._forked = False
         self._target: Target | None = None
         self._channels: dict[str, Channel] = {}
@@ -142,6 +143,8 @@ class Sampler:
                 return self
             self._target = resolve(self._spec)
             self._running = _Running(make_plan(self._target, **self._options))
+            # Also when the sampler is dropped or the interpreter ends: the threads use memory that belongs to Python.
+            self._end = weakref.finalize(self, self._running.stop)
             self._bind(self._running)
             _started.add(self)
         return self
@@ -151,8 +154,8 @@ class Sampler:
         with self._lock:
             running, self._running = self._running, None
             _started.discard(self)
-            if running is not None:
-                running.stop()
+            if running is not None and self._end is not None:
+                self._end()
 
     def __enter__(self) -> Sampler:
         return self.start()
@@ -173,7 +176,8 @@ class Sampler:
         """In the child, at once: a lock that it kept open would outlive its parent."""
         self._lock = threading.RLock()
         running, self._running = self._running, None
-        if running is not None:
+        if running is not None and self._end is not None:
+            self._end.detach()
             running.forget()
             self._forked = True
 
