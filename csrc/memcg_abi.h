@@ -192,3 +192,22 @@ void memcg_sampler_forget(struct memcg_sampler *sampler);
 int memcg_sampler_writes(const struct memcg_sampler *sampler);
 /* Memory held for sampling in this process beside the ring itself: buffers and touched stacks. */
 size_t memcg_sampler_held_bytes(const struct memcg_sampler *sampler);
+
+/* ---- Benchmarks: what the sampler is measured against, and loops that Python would blur ------------------------------------- */
+
+/* Reads sources `rounds` times as sources and as often by bare preads of the same descriptors, in turn. Before each reading about
+ * `churn_bytes` of memory are faulted in by the calling thread, so that the counters of its group have moved: *ret_changed tells
+ * in how many rounds the longest text was another one. At most 32 sources. */
+int memcg_bench_read(struct memcg_source *const *sources, size_t count, uint32_t rounds, size_t churn_bytes,
+                     uint64_t *ret_source_ns, uint64_t *ret_pread_ns, uint32_t *ret_changed);
+
+struct memcg_bench_file {
+    int fd;
+    uint32_t every; /* it is read every so many ticks */
+};
+/* The least that sampling can cost, in the calling thread: sleeps to absolute deadlines with a timer slack of 1 ns and preads the
+ * files. How late each of `ticks` ticks was goes to ret_late_ns; -1 = passed over. At most 32 files. */
+int memcg_bench_loop(const struct memcg_bench_file *files, size_t count, uint64_t period_ns, size_t ticks, int64_t *ret_late_ns,
+                     uint64_t *ret_cpu_ns);
+/* The sampler's ticks one after the other, without sleeping and without threads, in the calling thread. */
+int memcg_bench_ticks(const struct memcg_config *config, uint64_t ticks, uint64_t *ret_cpu_ns);

@@ -58,7 +58,7 @@ static int start_thread(pthread_t *ret_thread, void *(*run)(void *), struct memc
     return -rc;
 }
 
-static void close_all(struct memcg_sampler *sampler)
+void memcg_sampler_end(struct memcg_sampler *sampler)
 {
     memcg_tick_close(sampler);
     memcg_keeper_close(sampler);
@@ -85,8 +85,7 @@ static uint64_t last_row_ns(const struct memcg_writer *writer)
     return t_ns < 0 ? 0 : (uint64_t)usage.column[t_ns][(usage.head - 1) % usage.header->capacity];
 }
 
-/* Opens everything and takes the first sample. *ret_last_ns is when the writer before us took its last. */
-static int begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
+int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
 {
     sampler->failed = "the ring";
     int rc = memcg_writer_open(sampler->config.ring_fd, &sampler->writer);
@@ -110,7 +109,7 @@ static int begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
     }
     if (rc != 0) {
         store_relaxed(&state->writer_pid, 0);
-        close_all(sampler);
+        memcg_sampler_end(sampler);
     }
     return rc;
 }
@@ -120,7 +119,7 @@ static int start_ticking(struct memcg_sampler *sampler)
     int rc = start_thread(&sampler->tick_thread, memcg_tick_run, sampler);
     sampler->ticking = rc == 0;
     if (rc != 0)
-        close_all(sampler);
+        memcg_sampler_end(sampler);
     __atomic_store_n(&sampler->writes, rc == 0, __ATOMIC_RELEASE);
     return rc;
 }
@@ -128,7 +127,7 @@ static int start_ticking(struct memcg_sampler *sampler)
 int memcg_sampler_take_over(struct memcg_sampler *sampler)
 {
     uint64_t last_ns;
-    int rc = begin(sampler, &last_ns);
+    int rc = memcg_sampler_begin(sampler, &last_ns);
     if (rc != 0)
         return rc;
     struct memcg_state *state = &sampler->writer.header->state;
@@ -150,7 +149,7 @@ static void end_tick(struct memcg_sampler *sampler)
     tell_to_stop(sampler);
     pthread_join(sampler->tick_thread, NULL);
     store_relaxed(&sampler->writer.header->state.writer_pid, 0);
-    close_all(sampler);
+    memcg_sampler_end(sampler);
 }
 
 int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler **ret_sampler, char *ret_failed,
@@ -166,7 +165,7 @@ int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler 
     sampler->config = *config;
     sampler->failed = "a thread";
     uint64_t last_ns;
-    int rc = config->flags & MEMCG_ATTACHED ? 0 : begin(sampler, &last_ns);
+    int rc = config->flags & MEMCG_ATTACHED ? 0 : memcg_sampler_begin(sampler, &last_ns);
     if (rc == 0 && !(config->flags & MEMCG_ATTACHED))
         rc = start_ticking(sampler);
     if (rc == 0)
@@ -192,7 +191,7 @@ void memcg_sampler_stop(struct memcg_sampler *sampler)
 
 void memcg_sampler_forget(struct memcg_sampler *sampler)
 {
-    close_all(sampler);
+    memcg_sampler_end(sampler);
     munmap(sampler, sizeof *sampler);
 }
 

@@ -100,6 +100,10 @@ int64_t memcg_level_value(struct memcg_source *source, int index); /* now, or ME
 void memcg_level_close(struct memcg_level_sources *sources);
 size_t memcg_level_bytes(const struct memcg_level_sources *sources);
 
+/* Opens everything and takes the first sample, in the calling thread. *ret_last_ns is when the writer before us took its last. */
+int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns);
+/* Closes all that was opened. */
+void memcg_sampler_end(struct memcg_sampler *sampler);
 /* The lock is ours: go on with the ring. */
 int memcg_sampler_take_over(struct memcg_sampler *sampler);
 
