@@ -130,7 +130,7 @@ static int fit_shape(struct memcg_keyed *k, const char *text, size_t length)
         at = find_misfit(text, text_of(k, k->current), k->shape + MEMCG_KEYED_MARGIN, at, k->length);
         if (at >= k->length)
             return length == k->length ? 0 : -ESTALE;
-        if (at >= length)
+        if (at >= length) /* what is there was left by an earlier text */
             return -ESTALE;
         while (newline < at) {
             line++;

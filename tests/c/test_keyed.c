@@ -194,6 +194,21 @@ static void test_failed_reads(void)
     }
 }
 
+/* What earlier reads left in the buffers must not pass for a part of a later text. */
+static void test_leftovers(void)
+{
+    CHECK(learn("a 1\nb 1\n") == 0, "a good text");
+    CHECK(read_again("a 1\nb 22x\n") == -EINVAL, "a letter");
+    int rc = read_again("a 1\n"); /* behind it the buffer still has "b 22x" */
+    CHECK(rc == -ESTALE, "a line less gave %d", rc);
+
+    /* The first line's number made room for two more digits before the second line failed. */
+    CHECK(learn("a 1\nb 1\n") == 0, "a good text");
+    CHECK(read_again("a 123\nb x\n") == -EINVAL, "a letter");
+    CHECK(read_again("a 100\nb 1\n") == 0, "a good text after the letter");
+    CHECK(memcg_keyed_value(&keyed, 0) == 100, "a is %" PRIu64, memcg_keyed_value(&keyed, 0));
+}
+
 /* A number that no uint64_t holds, with as many digits as the one before it had. */
 static void test_overflow_in_place(void)
 {
@@ -357,6 +372,7 @@ int main(void)
     test_read();
     test_lengths();
     test_failed_reads();
+    test_leftovers();
     test_overflow_in_place();
     test_limits();
     test_nothing_learnt();
