@@ -76,9 +76,8 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
     except OSError as error:
         raise SourceError(f"cannot be opened: {error.strerror}", path=directory, errno=error.errno) from error
     try:
-        status = os.fstat(lock_fd)
         home, note = _home()
-        path = f"{home}/{status.st_dev:x}-{status.st_ino:x}" if home else None
+        path = ring_path(os.fstat(lock_fd), os.geteuid()) if home else None
         deadline = time.monotonic() + patience_s
         while True:
             if _lock(lock_fd, fcntl.LOCK_EX):
@@ -179,9 +178,23 @@ def _sweep(home: str) -> None:
             os.close(fd)
 
 
+def ring_path(directory: os.stat_result, uid: int) -> str:
+    """Where a user's ring of a group is, if there is one.
+
+    Args:
+        directory: The status of the group's directory.
+        uid: The effective user id of its sampling process.
+    """
+    return f"{_home_of(uid)}/{directory.st_dev:x}-{directory.st_ino:x}"
+
+
+def _home_of(uid: int) -> str:
+    return f"{_SHM}/pymemcg-{uid}"
+
+
 def _home() -> tuple[str | None, str | None]:
     """The user's folder for rings and None, or None and why there is none."""
-    home = f"{_SHM}/pymemcg-{os.geteuid()}"
+    home = _home_of(os.geteuid())
     if not _is_tmpfs(_SHM):
         return None, f"{_SHM} is not a tmpfs"  # a row stored into a mapped file on a disk waits for the disk
     try:
