@@ -14,6 +14,7 @@
 enum {
     MEMCG_RING_VERSION = 1,
     MEMCG_RING_BYTE_ORDER = 0x01020304,
+    MEMCG_CHANNELS = 16,        /* at most, in one ring */
     MEMCG_CHANNEL_COLUMNS = 128 /* at most, in one channel */
 };
 
@@ -33,7 +34,8 @@ struct memcg_state {
     uint64_t diluted_ppm;    /* the sampler's share of the group's CPU time, last second, in millionths */
     uint64_t psi_reads;      /* times the gate let PSI be read */
     uint64_t locked_bytes;   /* of the ring, locked into memory by the writer */
-    uint64_t cost_ns[8];     /* a recent read of each channel's files, by position in the channel table */
+    /* A recent read of each channel's files, by position in the channel table. */
+    uint64_t cost_ns[MEMCG_CHANNELS];
 };
 
 struct memcg_ring_header {
@@ -91,7 +93,7 @@ struct memcg_channel_spec {
 /* Lays a ring out in an empty file, its columns aligned to `align_bytes` (a power of two, at least the page size).
  * With `reserve` every byte is allocated now (a hole in a full tmpfs would kill the writer with SIGBUS later); without it the
  * file stays sparse, which is for files written with pwrite.
- * -ENOSPC no room, -E2BIG too many columns, -ENAMETOOLONG a name does not fit. */
+ * -ENOSPC no room, -E2BIG too many channels or columns, -ENAMETOOLONG a name does not fit. */
 int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t count, const char *info, size_t info_bytes,
                       uint32_t align_bytes, int reserve);
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 static const char MAGIC[8] = "PYMEMCG";
+static const char DTYPE[8] = {__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>', 'i', '8'};
 
 static uint64_t round_up(uint64_t value, uint64_t to)
 {
@@ -51,7 +52,6 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
 {
     struct memcg_channel_header *channel = (void *)((char *)header + header->channels_offset);
     struct memcg_column_header *column = (void *)((char *)header + header->columns_offset);
-    const char *dtype = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? "<i8" : ">i8";
     uint64_t offset = round_up(header->info_offset + header->info_bytes, header->align_bytes);
     uint32_t next = 0;
     int rc = 0;
@@ -65,7 +65,7 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
             rc = put_text(column->name, sizeof column->name, specs[i].column[c].name);
             if (rc == 0 && specs[i].column[c].unit[0])
                 rc = put_text(column->unit, sizeof column->unit, specs[i].column[c].unit);
-            memcpy(column->dtype, dtype, 3);
+            memcpy(column->dtype, DTYPE, sizeof DTYPE);
             column->offset = offset;
             offset += channel->capacity * 8;
         }
@@ -81,6 +81,8 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     uint64_t columns = 0, data = 0;
     if (align_bytes < (uint64_t)sysconf(_SC_PAGESIZE) || (align_bytes & (align_bytes - 1)))
         return -EINVAL;
+    if (count > MEMCG_CHANNELS)
+        return -E2BIG;
     for (size_t i = 0; i < count; i++) {
         if (channels[i].columns > MEMCG_CHANNEL_COLUMNS)
             return -E2BIG;
@@ -129,22 +131,48 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     return rc;
 }
 
-static int validate_channel(const struct memcg_ring_header *header, const struct memcg_channel_header *channel)
+static bool is_text(const char *field, size_t size)
 {
-    const struct memcg_column_header *columns = (const void *)((const char *)header + header->columns_offset);
-    if (memchr(channel->name, 0, sizeof channel->name) == NULL || channel->capacity == 0 ||
-        channel->capacity > header->file_bytes / 8 || channel->capacity * 8 % header->align_bytes ||
-        channel->columns > MEMCG_CHANNEL_COLUMNS || channel->first_column > header->columns ||
-        channel->columns > header->columns - channel->first_column)
-        return -EBADMSG;
-    for (uint32_t c = 0; c < channel->columns; c++) {
-        const struct memcg_column_header *column = &columns[channel->first_column + c];
-        if (memchr(column->name, 0, sizeof column->name) == NULL || memchr(column->unit, 0, sizeof column->unit) == NULL ||
-            column->offset % header->align_bytes || column->offset > header->file_bytes ||
-            channel->capacity * 8 > header->file_bytes - column->offset)
+    return field[0] && memchr(field, 0, size);
+}
+
+static bool validate_column(const struct memcg_ring_header *header, const struct memcg_column_header *column, uint64_t bytes,
+                            uint64_t begin)
+{
+    return is_text(column->name, sizeof column->name) && memchr(column->unit, 0, sizeof column->unit) &&
+           memcmp(column->dtype, DTYPE, sizeof DTYPE) == 0 && column->offset % header->align_bytes == 0 &&
+           column->offset >= begin && column->offset <= header->file_bytes && bytes <= header->file_bytes - column->offset;
+}
+
+/* Every column stands behind the one before it, as it was laid out: none over the tables, no two in one place. */
+static int validate_channels(const struct memcg_ring_header *header, uint64_t begin)
+{
+    const struct memcg_channel_header *channel = (const void *)((const char *)header + header->channels_offset);
+    const struct memcg_column_header *column = (const void *)((const char *)header + header->columns_offset);
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < header->channels; i++, channel++) {
+        if (!is_text(channel->name, sizeof channel->name) || channel->capacity == 0 ||
+            channel->capacity > header->file_bytes / 8 || channel->capacity * 8 % header->align_bytes ||
+            channel->columns == 0 || channel->columns > MEMCG_CHANNEL_COLUMNS || channel->first_column != first ||
+            channel->columns > header->columns - first)
             return -EBADMSG;
+        for (uint32_t c = 0; c < channel->columns; c++, column++) {
+            if (!validate_column(header, column, channel->capacity * 8, begin))
+                return -EBADMSG;
+            begin = column->offset + channel->capacity * 8;
+        }
+        first += channel->columns;
     }
-    return 0;
+    return first == header->columns ? 0 : -EBADMSG;
+}
+
+/* Moves *end behind a table that stands there or later, and inside the file. */
+static bool table_fits(uint64_t *end, uint64_t offset, uint64_t bytes, uint64_t align, uint64_t file_bytes)
+{
+    if (offset < *end || offset % align || offset > file_bytes || bytes > file_bytes - offset)
+        return false;
+    *end = offset + bytes;
+    return true;
 }
 
 int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_bytes)
@@ -153,19 +181,14 @@ int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_by
         return -EBADMSG;
     if (header->byte_order != MEMCG_RING_BYTE_ORDER || header->version != MEMCG_RING_VERSION)
         return -EPROTO;
-    uint64_t align = header->align_bytes;
-    if (header->file_bytes != file_bytes || align < 4096 || (align & (align - 1)) || header->channels > 64 ||
-        header->columns > 64 * MEMCG_CHANNEL_COLUMNS || header->channels_offset % 64 || header->columns_offset % 8 ||
-        header->channels_offset > file_bytes || header->columns_offset > file_bytes || header->info_offset > file_bytes ||
-        header->channels * sizeof(struct memcg_channel_header) > file_bytes - header->channels_offset ||
-        header->columns * sizeof(struct memcg_column_header) > file_bytes - header->columns_offset ||
-        header->info_bytes > file_bytes - header->info_offset)
+    uint64_t align = header->align_bytes, end = sizeof *header;
+    if (header->file_bytes != file_bytes || align < 4096 || (align & (align - 1)) || header->channels == 0 ||
+        header->channels > MEMCG_CHANNELS ||
+        !table_fits(&end, header->channels_offset, header->channels * sizeof(struct memcg_channel_header), 64, file_bytes) ||
+        !table_fits(&end, header->columns_offset, header->columns * sizeof(struct memcg_column_header), 8, file_bytes) ||
+        !table_fits(&end, header->info_offset, header->info_bytes, 1, file_bytes))
         return -EBADMSG;
-    const struct memcg_channel_header *channel = (const void *)((const char *)header + header->channels_offset);
-    for (uint32_t i = 0; i < header->channels; i++)
-        if (validate_channel(header, &channel[i]) != 0)
-            return -EBADMSG;
-    return 0;
+    return validate_channels(header, end);
 }
 
 int memcg_writer_open(int fd, struct memcg_writer *ret_writer)
