@@ -168,7 +168,7 @@ def _describe(spec: str, view: View, place: Place, process: Process | None) -> T
         pressure_file=pressure.file,
         pressure_scope=pressure.scope,
         pid=process.number if process else None,
-        own=process is view.process or _is_own(view, place),
+        own=(process is not None and process.number == view.process.number) or _is_own(view, place),
         absent=absent | pressure.absent,
     )
 

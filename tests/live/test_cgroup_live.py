@@ -322,15 +322,19 @@ class TestNamespaces:
     @pytest.mark.parametrize("own_proc", [False, True])
     def test_pid_namespace(self, groups, own_proc):
         """With the host's /proc in a pid namespace, the numbers in /proc are not those in lists of members."""
-        group = groups.memory("pids")
+        group = unified = groups.memory("pids")
+        if groups.machine.version == 1 and groups.machine.unified:
+            unified = groups.unified("pids")
         proc = "system('mount', 'proc', '/proc', 'proc', 0, None)" if own_proc else ""
         (mine,) = groups.run(
-            f"join({str(group)!r}); unshare(NEWPID | NEWNS | NEWCGROUP)\n"
+            f"join({str(group)!r}, {str(unified)!r}); unshare(NEWPID | NEWNS | NEWCGROUP)\n"
             f"if (child := os.fork()) == 0:\n    {proc}\n    assert os.getpid() == 1; show('self')\n"
             "else:\n    os.waitpid(child, 0)"
         )
         assert mine["directory"] == str(group)
         assert (mine["pid"] == 1) == own_proc
+        if groups.machine.unified:
+            assert mine["cgroup2_directory"] == str(unified)
 
 
 def test_what_goes_away_is_an_error_with_its_number(groups):

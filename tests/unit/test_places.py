@@ -8,6 +8,7 @@ import os
 import pytest
 from fakecgroup import FakeMachine, machine_with_self, mount_line
 
+from pymemcg import places
 from pymemcg.cgroup import resolve
 from pymemcg.errors import NotSupported, SourceError, TargetError
 
@@ -52,6 +53,12 @@ class TestContainers:
         with pytest.raises(TargetError, match=rf"names 2 containers.*{DOCKER}.*{OTHER}.*give more of the id"):
             resolve(f"container:{DOCKER[:12]}", root=machine.root)
         assert resolve(f"container:{OTHER[:13]}", root=machine.root).directory.endswith(OTHER)
+
+    def test_groups_inside_of_a_containers_are_the_containers(self, tmp_path):
+        machine = machine_with_self(tmp_path, "v2")
+        scope = str(machine.group(f"/machine.slice/libpod-{DOCKER}.scope"))
+        machine.group(f"/machine.slice/libpod-{DOCKER}.scope/libpod-payload-{DOCKER}")
+        assert resolve(f"container:{DOCKER}", root=machine.root).directory == scope
 
     def test_parts_of_other_names_are_no_ids(self, tmp_path):
         machine = machine_with_self(tmp_path, "v2")
@@ -143,6 +150,32 @@ class TestNamespaces:
         assert {path: resolve(f"cgroup:{path}", root=machine.root).levels[0].name for path in paths} == paths
         assert resolve("cgroup:/..", root=machine.root).own
         assert not resolve("cgroup:/../x", root=machine.root).own
+
+    def test_from_outside_of_its_own_namespace_hidden_names_stay_hidden(self, tmp_path):
+        """A process that was moved out of its namespace is no way to that namespace's root."""
+        machine = FakeMachine(tmp_path, "v2")
+        machine.group("/a/b/x")
+        machine.process(100, "/a/b", shown="/../b", mounts=mount_line("/sys/fs/cgroup", "cgroup2", root="/../.."))
+        machine.become(100)
+        assert resolve("self", root=machine.root).levels[0].name == "/a/b"
+        with pytest.raises(TargetError, match="no memory group /x"):
+            resolve("cgroup:/x", root=machine.root)
+
+    @pytest.mark.parametrize("spec", ["self", "pid:100"])
+    def test_a_process_that_is_moved_meanwhile_is_found_where_it_went(self, spec, tmp_path, monkeypatch):
+        machine = machine_with_self(tmp_path, "v2")
+        machine.group("/new")
+        really = places.holds
+
+        def holds(directory: str, pid: int) -> bool | None:
+            if directory == f"{machine.memory}/web":
+                (machine.memory / "web/cgroup.procs").write_text("")
+                machine.process(100, "/new")
+            return really(directory, pid)
+
+        monkeypatch.setattr("pymemcg.places.holds", holds)
+        target = resolve(spec, root=machine.root)
+        assert (target.levels[0].name, target.own) == ("/new", True)
 
 
 class TestMounts:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from fakecgroup import DATA, PSI, FakeMachine, machine_with_self, mount_line
 
+from pymemcg import pressure
 from pymemcg.cgroup import resolve
 
 
@@ -65,6 +66,21 @@ class TestTwin:
         with (machine.memory / "web/cgroup.procs").open("a") as file:
             file.write("999\n")  # listed, and not in /proc any more
         assert resolve("cgroup:/web", root=machine.root).cgroup2_directory == f"{machine.unified}/web"
+
+    def test_a_process_that_leaves_both_meanwhile_is_nobody_else(self, tmp_path, monkeypatch):
+        machine = self.build(tmp_path)
+        listed = machine.unified / "web/cgroup.procs"
+        listed.write_text("100\n999\n")
+        really = pressure.members
+
+        def members(directory: str) -> set[int]:
+            found = really(directory)
+            if directory.startswith(str(machine.unified)):
+                listed.write_text("100\n")
+            return found
+
+        monkeypatch.setattr("pymemcg.pressure.members", members)
+        assert resolve("self", root=machine.root).pressure_scope == "group"
 
     def test_an_empty_group_has_the_twin_of_its_name(self, tmp_path):
         machine = self.build(tmp_path)
