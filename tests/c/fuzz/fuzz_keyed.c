@@ -43,6 +43,7 @@ static void check_learnt(const struct memcg_keyed *k, const char *text, size_t l
     for (size_t i = 0; i < memcg_keyed_count(k); i++) {
         size_t key_length;
         const char *key = memcg_keyed_key(k, i, &key_length);
+        CHECK(at + key_length + 2 < text + length, "line %zu is past the end", i);
         CHECK(memcmp(at, key, key_length) == 0 && at[key_length] == ' ', "line %zu has another key", i);
         uint64_t value = 0;
         for (at += key_length + 1; *at != '\n'; at++) {
