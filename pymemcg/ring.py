@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pymemcg._ffi import check, ffi, lib, text
+from pymemcg.errors import RecordingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,6 +98,16 @@ class _Memory:
         self.__array_interface__ = {"version": 3, "data": (address, True), "shape": (rows,), "typestr": typestr}
 
 
+def _info(data: bytes, path: str) -> dict[str, Any]:
+    try:
+        info = json.loads(data or b"{}")
+    except ValueError as error:
+        raise RecordingError(f"is damaged: what it says of itself is no JSON: {error}", path=path) from error
+    if not isinstance(info, dict):
+        raise RecordingError("is damaged: what it says of itself is no JSON object", path=path)
+    return info
+
+
 class Ring:
     """A read-only mapping of a ring, live or recorded.
 
@@ -117,7 +128,7 @@ class Ring:
         self._map = ffi.gc(out[0], lib.memcg_map_free)
         self.header = lib.memcg_map_header(self._map)
         base = ffi.cast("char *", self.header)
-        self.info: dict[str, Any] = json.loads(ffi.buffer(base + self.header.info_offset, self.header.info_bytes)[:] or b"{}")
+        self.info = _info(ffi.buffer(base + self.header.info_offset, self.header.info_bytes)[:], path)
         self._channels = ffi.cast("struct memcg_channel_header *", base + self.header.channels_offset)
         columns = ffi.cast("struct memcg_column_header *", base + self.header.columns_offset)
         self.tables: dict[str, Table] = {}
