@@ -116,8 +116,11 @@ class Channel:
     Thread-safe: any number of threads and processes may read while one writes.
     """
 
-    def __init__(self, name: str, ring: Ring | None, table: Table | None, *, hidden: Mapping[str, str] = _EMPTY) -> None:
+    def __init__(
+        self, name: str, ring: Ring | None, table: Table | None, *, hidden: Mapping[str, str] = _EMPTY, live: bool = True
+    ) -> None:
         self.name = name
+        self._live = live
         self._ring = ring
         self._table = table
         self._hidden = hidden
@@ -168,7 +171,7 @@ class Channel:
         head = self.head
         if head == 0 or self._ring is None:
             return Window(self, 0, 0)
-        lendable = self.capacity if head <= self.capacity else self.capacity - self.capacity // _GUARD_SHARE
+        lendable = self.capacity - (self.capacity // _GUARD_SHARE if self._live else 0)
         first = max(0, head - lendable)
         if rows is not None:
             first = max(first, head - max(rows, 0))

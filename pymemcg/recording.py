@@ -56,7 +56,7 @@ class Recording:
             os.close(fd)
         self.info: dict[str, Any] = ring.info
         for name in schema.CHANNELS:
-            setattr(self, name, Channel(name, ring, ring.tables.get(name)))
+            setattr(self, name, Channel(name, ring, ring.tables.get(name), live=False))
 
     def __repr__(self) -> str:
         return f"<Recording {self.path!r}: {self.usage.head} rows of usage>"
