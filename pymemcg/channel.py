@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _GUARD_SHARE = 16
 """A live window leaves 1/16 of the ring to the writer (4 s of the default 60), which is how long it stays good at least."""
 
+_FOREVER_S = 1e9
+"""Longer than any boot, and still nanoseconds that fit into 64 bits; so that an infinite number of seconds is all there is."""
+
 _EMPTY: dict[str, str] = {}
 
 
@@ -179,7 +182,7 @@ class Channel:
             times = Window(self, first, head - first)["t_ns"]
             since = since_ns if since_ns is not None else -(2**63)
             if seconds is not None and len(times):
-                since = max(since, int(times[-1]) - int(seconds * 1e9))
+                since = max(since, int(times[-1]) - int(min(seconds, _FOREVER_S) * 1e9))
             first += int(times.searchsorted(since))
         return Window(self, first, head - first)
 
