@@ -243,6 +243,18 @@ class TestHybrid:
         pid = groups.member(memory, unified)
         assert f"write 1 to {switch}" in resolve(f"pid:{pid}").absent["pressure"]
 
+    def test_psi_shared_with_another_pid_namespace_is_absent(self, groups):
+        """v1 hides such processes and cgroup2 lists them as 0, so that nobody can tell whether they are of the group."""
+        memory, unified = groups.memory("outside"), groups.unified("outside")
+        (inside,) = groups.run(
+            f"join({str(memory)!r}, {str(unified)!r}); unshare(NEWPID)\n"
+            "if child := os.fork():\n"
+            "    os.waitpid(child, 0)\n"
+            "else:\n"
+            "    unshare(NEWNS); system('mount', 'proc', '/proc', 'proc', 0, None); show('self')\n"
+        )
+        assert "(of another pid namespace)" in inside["absent"]["pressure"]
+
     def test_an_empty_group_has_the_twin_of_its_name(self, groups):
         memory, unified = groups.memory("empty"), groups.unified("empty")
         assert resolve(memory).cgroup2_directory == str(unified)
@@ -324,12 +336,15 @@ class TestNamespaces:
         """With the host's /proc in a pid namespace, the numbers in /proc are not those in lists of members."""
         group = unified = groups.memory("pids")
         if groups.machine.version == 1 and groups.machine.unified:
-            unified = groups.unified("pids")
+            unified = groups.unified("pids-too")
         proc = "system('mount', 'proc', '/proc', 'proc', 0, None)" if own_proc else ""
         (mine,) = groups.run(
-            f"join({str(group)!r}, {str(unified)!r}); unshare(NEWPID | NEWNS | NEWCGROUP)\n"
-            f"if (child := os.fork()) == 0:\n    {proc}\n    assert os.getpid() == 1; show('self')\n"
-            "else:\n    os.waitpid(child, 0)"
+            "unshare(NEWPID)\n"
+            "if child := os.fork():\n"
+            "    os.waitpid(child, 0)\n"
+            "else:\n"
+            f"    join({str(group)!r}, {str(unified)!r}); unshare(NEWNS | NEWCGROUP); {proc}\n"
+            "    assert os.getpid() == 1; show('self')\n"
         )
         assert mine["directory"] == str(group)
         assert (mine["pid"] == 1) == own_proc
