@@ -93,7 +93,7 @@ static struct memcg_source *source_alloc(int format)
 {
     size_t keyed_bytes = format == MEMCG_FORMAT_KEYED ? sizeof(struct memcg_keyed) : 0;
     size_t text_bytes = format == MEMCG_FORMAT_KEYED ? MEMCG_KEYED_TEXT : TEXT_BYTES;
-    size_t bytes = sizeof(struct memcg_source) + keyed_bytes + text_bytes + MEMCG_KEYED_MARGIN;
+    size_t bytes = sizeof(struct memcg_source) + keyed_bytes + text_bytes;
     struct memcg_source *source = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (source == MAP_FAILED)
         return NULL;
