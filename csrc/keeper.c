@@ -241,10 +241,9 @@ void *memcg_keeper_run(void *argument)
     struct memcg_state *state = &sampler->writer.header->state;
     uint64_t begun_cpu = memcg_thread_cpu_ns(), last_cpu = begun_cpu, deadline = now_ns();
     uint64_t round_ns = sampler->config.stat_period_ns < ROUND_NS ? sampler->config.stat_period_ns : ROUND_NS;
-    uint64_t period = round_ns;
     do {
         uint64_t now = now_ns(), cpu = memcg_thread_cpu_ns(), rate = load_relaxed(&sampler->group_rate_ns);
-        period = round_ns;
+        uint64_t period = round_ns;
         if ((sampler->config.flags & MEMCG_ADAPTIVE) && rate) { /* yield, as the tick thread does */
             uint64_t share = memcg_pace_share(cpu - last_cpu, rate);
             period = share < round_ns ? round_ns : share < SLOWEST_NS ? share : SLOWEST_NS;
@@ -253,8 +252,7 @@ void *memcg_keeper_run(void *argument)
         store_relaxed(&state->keeper_cpu_ns, cpu - begun_cpu);
         deadline = deadline + period > now ? deadline + period : now + period;
         if (memcg_sampler_wait(sampler, deadline))
-            break;
+            return NULL;
         memcg_keeper_round(sampler);
     } while (true);
-    return NULL;
 }

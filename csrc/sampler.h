@@ -109,7 +109,7 @@ int memcg_sampler_take_over(struct memcg_sampler *sampler);
 
 int memcg_tick_open(struct memcg_sampler *sampler);
 int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns);
-void *memcg_tick_run(void *sampler);
+void *memcg_tick_run(void *argument); /* the sampler */
 /* Tries to become the one who reads the group's PSI: its window belongs to the group, and a gate in each of several readers is no
  * gate. Until then the channel is closed with EBUSY. */
 void memcg_pressure_claim(struct memcg_sampler *sampler);
@@ -117,7 +117,7 @@ void memcg_tick_close(struct memcg_sampler *sampler);
 
 int memcg_keeper_open(struct memcg_sampler *sampler);
 void memcg_keeper_round(struct memcg_sampler *sampler);
-void *memcg_keeper_run(void *sampler);
+void *memcg_keeper_run(void *argument); /* the sampler */
 void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
 void memcg_keeper_close(struct memcg_sampler *sampler);
 
