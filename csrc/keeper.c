@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keeper thread: memory.stat, the node, limits, processes, the clock and the events, ten times a second; and in an attached
- * process the wait for the lock. */
+/* What the keeper thread reads ten times a second: memory.stat, the node, limits, processes, the clock, and what happened. */
 #include <errno.h>
 #include <string.h>
-#include <sys/file.h>
 
 #include "sampler.h"
 
 static const uint64_t ROUND_NS = 100000000;
 static const uint64_t SLOWEST_NS = 1000000000;       /* in an idle group */
 static const uint64_t CLOCK_PERIOD_NS = 60000000000; /* CLOCK_MONOTONIC and CLOCK_REALTIME drift apart by ms in hours */
-static const uint64_t TAKEOVER_NS = 250000000;       /* a dead sampler is replaced within a second, with room to spare */
 static const uint64_t BUDGET = 100;                  /* a read may take 1/100 of its period: memory.stat has cost fleets more */
 static const uint64_t BACKOFF_NS = 10000000000;      /* … but 10 s apart is as good as any other tool */
 static const uint64_t SETTLE_NS = 2000000000;        /* before that the averages of CPU time say little */
@@ -183,7 +180,6 @@ void memcg_keeper_round(struct memcg_sampler *sampler)
     keep_node(sampler, now_ns());
     keep_processes(sampler, now_ns());
     keep_clock(sampler, now_ns());
-    memcg_pressure_claim(sampler);
     keep_events(sampler);
 }
 
@@ -220,39 +216,12 @@ void memcg_keeper_close(struct memcg_sampler *sampler)
         memcg_level_close(&sampler->keeper.level[i]);
 }
 
-/* Attached: until the sampling process is gone and the lock is ours. True = told to stop. */
-static bool wait_for_lock(struct memcg_sampler *sampler)
+uint64_t memcg_keeper_period(const struct memcg_sampler *sampler, uint64_t cost_ns)
 {
-    while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
-        if (memcg_sampler_wait(sampler, now_ns() + TAKEOVER_NS))
-            return true;
-        if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && memcg_sampler_take_over(sampler) != 0)
-            flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */
-    }
-    return false;
-}
-
-void *memcg_keeper_run(void *argument)
-{
-    struct memcg_sampler *sampler = argument;
-    memcg_thread_begin("pymemcg-keeper");
-    if (wait_for_lock(sampler))
-        return NULL;
-    struct memcg_state *state = &sampler->writer.header->state;
-    uint64_t begun_cpu = memcg_thread_cpu_ns(), last_cpu = begun_cpu, deadline = now_ns();
-    uint64_t round_ns = sampler->config.stat_period_ns < ROUND_NS ? sampler->config.stat_period_ns : ROUND_NS;
-    do {
-        uint64_t now = now_ns(), cpu = memcg_thread_cpu_ns(), rate = load_relaxed(&sampler->group_rate_ns);
-        uint64_t period = round_ns;
-        if ((sampler->config.flags & MEMCG_ADAPTIVE) && rate) { /* yield, as the tick thread does */
-            uint64_t share = memcg_pace_share(cpu - last_cpu, rate);
-            period = share < round_ns ? round_ns : share < SLOWEST_NS ? share : SLOWEST_NS;
-        }
-        last_cpu = cpu;
-        store_relaxed(&state->keeper_cpu_ns, cpu - begun_cpu);
-        deadline = deadline + period > now ? deadline + period : now + period;
-        if (memcg_sampler_wait(sampler, deadline))
-            return NULL;
-        memcg_keeper_round(sampler);
-    } while (true);
+    uint64_t least = sampler->config.stat_period_ns < ROUND_NS ? sampler->config.stat_period_ns : ROUND_NS;
+    uint64_t rate = load_relaxed(&sampler->group_rate_ns);
+    if (!(sampler->config.flags & MEMCG_ADAPTIVE) || rate == 0)
+        return least;
+    uint64_t share = memcg_pace_share(cost_ns, rate); /* yield, as the tick thread does */
+    return share < least ? least : share < SLOWEST_NS ? share : SLOWEST_NS;
 }

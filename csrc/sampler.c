@@ -3,60 +3,11 @@
 #include "sampler.h"
 
 #include <errno.h>
-#include <linux/futex.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 
-uint64_t memcg_thread_cpu_ns(void)
-{
-    struct timespec used;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
-}
-
-void memcg_thread_begin(const char *name)
-{
-    volatile char stack[MEMCG_STACK_TOUCHED];
-    for (size_t i = 0; i < sizeof stack; i += 4096)
-        stack[i] = 0;
-    (void)mlock((const void *)(uintptr_t)stack, sizeof stack);
-    prctl(PR_SET_NAME, name);
-    prctl(PR_SET_TIMERSLACK, 1UL); /* ns; the default of 50 us is half of a 10 kHz tick */
-}
-
-bool memcg_sampler_wait(struct memcg_sampler *sampler, uint64_t deadline_ns)
-{
-    /* A futex, not clock_nanosleep: the same absolute deadline on CLOCK_MONOTONIC, but a stop ends it at once. */
-    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
-                                      .tv_nsec = (long)(deadline_ns % 1000000000u)};
-    while (!__atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE))
-        if (syscall(SYS_futex, &sampler->stop, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0, &deadline, NULL,
-                    FUTEX_BITSET_MATCH_ANY) != 0 &&
-            errno == ETIMEDOUT)
-            return __atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE);
-    return true;
-}
-
-/* Signals go to the threads of the program that embeds us. */
-static int start_thread(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler)
-{
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    sigfillset(&all);
-    int rc = pthread_attr_init(&attributes);
-    if (rc != 0)
-        return -rc;
-    (void)pthread_attr_setstacksize(&attributes, MEMCG_STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(ret_thread, &attributes, run, sampler);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return -rc;
-}
+static const uint64_t TAKEOVER_NS = 250000000; /* a dead sampler is replaced within a second, with room to spare */
 
 void memcg_sampler_end(struct memcg_sampler *sampler)
 {
@@ -116,7 +67,7 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
 
 static int start_ticking(struct memcg_sampler *sampler)
 {
-    int rc = start_thread(&sampler->tick_thread, memcg_tick_run, sampler);
+    int rc = memcg_thread_start(&sampler->tick_thread, memcg_tick_run, sampler);
     sampler->ticking = rc == 0;
     if (rc != 0)
         memcg_sampler_end(sampler);
@@ -124,7 +75,7 @@ static int start_ticking(struct memcg_sampler *sampler)
     return rc;
 }
 
-int memcg_sampler_take_over(struct memcg_sampler *sampler)
+static int take_over(struct memcg_sampler *sampler)
 {
     uint64_t last_ns;
     int rc = memcg_sampler_begin(sampler, &last_ns);
@@ -136,17 +87,44 @@ int memcg_sampler_take_over(struct memcg_sampler *sampler)
     return start_ticking(sampler);
 }
 
-static void tell_to_stop(struct memcg_sampler *sampler)
+/* Attached: until the sampling process is gone and the lock is ours. True = told to stop. */
+static bool wait_for_lock(struct memcg_sampler *sampler)
 {
-    __atomic_store_n(&sampler->stop, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &sampler->stop, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+    while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
+        if (memcg_thread_wait(sampler, now_ns() + TAKEOVER_NS))
+            return true;
+        if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && take_over(sampler) != 0)
+            flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */
+    }
+    return false;
+}
+
+static void *run_keeper(void *argument)
+{
+    struct memcg_sampler *sampler = argument;
+    memcg_thread_begin("pymemcg-keeper");
+    if (wait_for_lock(sampler))
+        return NULL;
+    uint64_t begun = memcg_thread_cpu_ns(), cpu = begun, deadline = now_ns(), cost = 0;
+    while (true) {
+        uint64_t now = now_ns(), period = memcg_keeper_period(sampler, cost);
+        deadline = deadline + period > now ? deadline + period : now + period;
+        if (memcg_thread_wait(sampler, deadline))
+            return NULL;
+        memcg_keeper_round(sampler);
+        memcg_pressure_claim(sampler);
+        uint64_t used = memcg_thread_cpu_ns();
+        cost = used - cpu;
+        cpu = used;
+        store_relaxed(&sampler->writer.header->state.keeper_cpu_ns, cpu - begun);
+    }
 }
 
 static void end_tick(struct memcg_sampler *sampler)
 {
     if (!sampler->ticking)
         return;
-    tell_to_stop(sampler);
+    memcg_thread_stop(sampler);
     pthread_join(sampler->tick_thread, NULL);
     store_relaxed(&sampler->writer.header->state.writer_pid, 0);
     memcg_sampler_end(sampler);
@@ -169,7 +147,7 @@ int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler 
     if (rc == 0 && !(config->flags & MEMCG_ATTACHED))
         rc = start_ticking(sampler);
     if (rc == 0)
-        rc = start_thread(&sampler->keeper_thread, memcg_keeper_run, sampler);
+        rc = memcg_thread_start(&sampler->keeper_thread, run_keeper, sampler);
     if (rc == 0) {
         *ret_sampler = sampler;
         return 0;
@@ -183,7 +161,7 @@ int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler 
 
 void memcg_sampler_stop(struct memcg_sampler *sampler)
 {
-    tell_to_stop(sampler);
+    memcg_thread_stop(sampler);
     pthread_join(sampler->keeper_thread, NULL); /* first: it may be taking over, and then starts the other */
     end_tick(sampler);
     munmap(sampler, sizeof *sampler);

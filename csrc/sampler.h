@@ -87,11 +87,15 @@ static inline void memcg_state_cost(struct memcg_state *state, const struct memc
         store_relaxed(&state->cost_ns[channel->index], cost_ns);
 }
 
-uint64_t memcg_thread_cpu_ns(void);
+/* Starts a thread that signals pass by. */
+int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler);
 /* Names the calling thread, makes its timers exact and touches the stack that it will use. */
 void memcg_thread_begin(const char *name);
 /* Sleeps until the deadline; true = told to stop. */
-bool memcg_sampler_wait(struct memcg_sampler *sampler, uint64_t deadline_ns);
+bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t deadline_ns);
+/* Tells the sampler's threads to stop, and wakes them. */
+void memcg_thread_stop(struct memcg_sampler *sampler);
+uint64_t memcg_thread_cpu_ns(void);
 
 /* Opens usage and hits of a level, and its limits where asked for. */
 int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_level_sources *ret_sources,
@@ -104,8 +108,6 @@ size_t memcg_level_bytes(const struct memcg_level_sources *sources);
 int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns);
 /* Closes all that was opened. */
 void memcg_sampler_end(struct memcg_sampler *sampler);
-/* The lock is ours: go on with the ring. */
-int memcg_sampler_take_over(struct memcg_sampler *sampler);
 
 int memcg_tick_open(struct memcg_sampler *sampler);
 int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns);
@@ -117,7 +119,8 @@ void memcg_tick_close(struct memcg_sampler *sampler);
 
 int memcg_keeper_open(struct memcg_sampler *sampler);
 void memcg_keeper_round(struct memcg_sampler *sampler);
-void *memcg_keeper_run(void *argument); /* the sampler */
+/* How long until the next round, when the last one took so much CPU time. */
+uint64_t memcg_keeper_period(const struct memcg_sampler *sampler, uint64_t cost_ns);
 void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
 void memcg_keeper_close(struct memcg_sampler *sampler);
 

@@ -254,7 +254,7 @@ void *memcg_tick_run(void *argument)
     uint64_t deadline = now_ns() + tick->pace.full_ns;
     tick->last_control_ns = now_ns();
     tick->control_ns = tick->last_control_ns + CONTROL_NS;
-    while (!memcg_sampler_wait(sampler, deadline)) {
+    while (!memcg_thread_wait(sampler, deadline)) {
         (void)memcg_tick_sample(sampler, deadline); /* what failed has closed its channel */
         if (!memcg_channel_is_open(&tick->usage.channel) && !memcg_channel_is_open(&tick->pressure.channel))
             break;

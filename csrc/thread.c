@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The sampler's threads as such: starting, sleeping, stopping. */
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include "sampler.h"
+
+uint64_t memcg_thread_cpu_ns(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
+void memcg_thread_begin(const char *name)
+{
+    volatile char stack[MEMCG_STACK_TOUCHED];
+    for (size_t i = 0; i < sizeof stack; i += 4096)
+        stack[i] = 0;
+    (void)mlock((const void *)(uintptr_t)stack, sizeof stack);
+    prctl(PR_SET_NAME, name);
+    prctl(PR_SET_TIMERSLACK, 1UL); /* ns; the default of 50 us is half of a 10 kHz tick */
+}
+
+bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t deadline_ns)
+{
+    /* A futex, not clock_nanosleep: the same absolute deadline on CLOCK_MONOTONIC, but a stop ends it at once. */
+    const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                                      .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    while (!__atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE))
+        if (syscall(SYS_futex, &sampler->stop, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0, &deadline, NULL,
+                    FUTEX_BITSET_MATCH_ANY) != 0 &&
+            errno == ETIMEDOUT)
+            return __atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE);
+    return true;
+}
+
+/* Signals go to the threads of the program that embeds us. */
+int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler)
+{
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    sigfillset(&all);
+    int rc = pthread_attr_init(&attributes);
+    if (rc != 0)
+        return -rc;
+    (void)pthread_attr_setstacksize(&attributes, MEMCG_STACK_BYTES);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(ret_thread, &attributes, run, sampler);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return -rc;
+}
+
+void memcg_thread_stop(struct memcg_sampler *sampler)
+{
+    __atomic_store_n(&sampler->stop, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &sampler->stop, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+}
