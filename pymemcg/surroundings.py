@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine and this process allow, apart from any group: privileges, clocks, sandboxes.
+
+Everything is read once and nothing is kept, started or changed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pymemcg.errors import SourceError
+from pymemcg.mounts import read_text
+
+State = Literal["yes", "partly", "no", "info"]
+
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python has no name for it
+_CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38}
+_SECCOMP = {"0": "none", "1": "strict", "2": "a filter"}
+_TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+_TRACEPOINTS = ("mm_vmscan_memcg_reclaim", "mm_vmscan_direct_reclaim")
+# gVisor said 4.4.0 of this date until 2026, and says 4.19.0-gvisor since (google/gvisor#13016).
+_GVISOR_BUILD = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
+_GVISOR_RELEASE = "-gvisor"
+_KATA_SHARE = "kataShared"  # the source of the file system in which Kata hands a container to its virtual machine
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: Of the thing.
+        state: "yes", "partly" or "no": whether it is there; "info" where that is no question.
+        says: What was found, in words.
+        needs: What would have to be so for it to be there, or None.
+        facts: What was found, as plain values with their unit in the name.
+    """
+
+    name: str
+    state: State
+    says: str
+    needs: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def check_surroundings() -> Iterator[Check]:
+    """Look at everything here that does not depend on the group."""
+    yield _clock()
+    status = dict(line.split(":\t", 1) for line in read_text("/proc/self/status").splitlines() if ":\t" in line)
+    yield _privileges(status)
+    yield _seccomp(status)
+    yield from _tracing(status)
+    yield _sandbox()
+
+
+def jiffy_ns() -> int:
+    """The kernel's tick, which is PSI's grain: 1 / CONFIG_HZ.
+
+    sysconf's SC_CLK_TCK is USER_HZ, always 100.
+    """
+    return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
+
+
+def _clock() -> Check:
+    jiffy = jiffy_ns()
+    says = f"{1e9 / jiffy:.0f}: a jiffy, PSI's grain, is {jiffy / 1e6:g} ms"
+    return Check("HZ", "info", says, facts={"jiffy_ns": jiffy})
+
+
+def _held(status: dict[str, str]) -> dict[str, bool]:
+    effective = int(status.get("CapEff", "0"), 16)
+    return {name: bool(effective >> bit & 1) for name, bit in _CAPABILITIES.items()}
+
+
+def _initial_user_namespace() -> bool:
+    try:
+        return read_text("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
+    except SourceError:
+        return True  # a kernel without user namespaces
+
+
+def _privileges(status: dict[str, str]) -> Check:
+    held, initial = _held(status), _initial_user_namespace()
+    names = [name for name, has in held.items() if has]
+    says = f"uid {os.geteuid()}, of these capabilities: {', '.join(names) or 'none'}"
+    if names and not initial:
+        says += "; in a user namespace, where they do not hold against the kernel"
+    facts = {"uid": os.geteuid(), "capabilities": held, "initial_user_namespace": initial}
+    return Check("privileges", "info", f"{says} (sampling needs none)", facts=facts)
+
+
+def _seccomp(status: dict[str, str]) -> Check:
+    mode = status.get("Seccomp", "").strip()
+    says = _SECCOMP.get(mode, "not known")
+    if mode == "2":
+        says += "; sampling needs nothing that container runtimes forbid, perf_event_open they usually do"
+    return Check("seccomp", "info", says, facts={"seccomp_mode": int(mode) if mode.isdigit() else None})
+
+
+def _tracing(status: dict[str, str]) -> Iterator[Check]:
+    ids, mounted, problem = _event_ids()
+    if ids:
+        yield Check("tracefs", "yes", "the ids of the reclaim events can be read", facts={"event_ids": ids, "mounted": mounted})
+    else:
+        missing = "root, in a container with the host's tracefs" if mounted else "mount -t tracefs tracefs /sys/kernel/tracing"
+        yield Check("tracefs", "no", problem, missing, {"event_ids": None, "mounted": mounted})
+    held, level = _held(status), _paranoid()
+    allowed = _initial_user_namespace() and (held["CAP_PERFMON"] or held["CAP_SYS_ADMIN"])
+    facts = {"perf_event_paranoid": level, "allowed": allowed}
+    if level is None:
+        yield Check("perf events", "no", "the kernel has none (/proc/sys/kernel/perf_event_paranoid is absent)", facts=facts)
+    else:
+        # At -1 anybody may; exclude_kernel, which more may, counts reclaim as 0 for ever.
+        state: State = "yes" if allowed or level < 0 else "no"
+        needs = None if state == "yes" else "CAP_PERFMON (or root), and a seccomp profile that lets perf_event_open pass"
+        says = f"perf_event_paranoid is {level}; only exact times of reclaim, by thread, need them"
+        yield Check("perf events", state, says, needs, facts)
+
+
+def _paranoid() -> int | None:
+    try:
+        return int(read_text("/proc/sys/kernel/perf_event_paranoid"))
+    except (SourceError, ValueError):
+        return None
+
+
+def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
+    """The ids of the tracepoints, whether tracefs is mounted, and why there are no ids."""
+    mounted = [root for root in _TRACEFS if os.path.isdir(f"{root}/events")]
+    problem = f"tracefs is not mounted at {_TRACEFS[0]}, or may not be looked into"
+    for root in mounted:
+        try:
+            names = [f"{stem}_{end}" for stem in _TRACEPOINTS for end in ("begin", "end")]
+            return {name: int(read_text(f"{root}/events/vmscan/{name}/id")) for name in names}, True, ""
+        except (SourceError, ValueError) as error:
+            problem = f"the ids of the reclaim events cannot be read: {error}"
+    return None, bool(mounted), problem
+
+
+def _sandbox() -> Check:
+    kernel = os.uname()
+    if kernel.release.endswith(_GVISOR_RELEASE) or kernel.version == _GVISOR_BUILD:
+        says = "gVisor: this is not Linux, and its files under /proc and /sys/fs/cgroup are of its own making"
+        needs = "run the sampler on the host (pymemcg watch container:ID), where the real group is"
+        return Check("sandbox", "partly", says, needs, {"sandbox": "gvisor"})
+    try:
+        # ID PARENT MAJOR:MINOR ROOT POINT OPTIONS… - TYPE SOURCE SUPER
+        sources = [line.partition(" - ")[2].split(" ")[1:2] for line in read_text("/proc/self/mountinfo").splitlines()]
+    except SourceError:
+        sources = []
+    if [_KATA_SHARE] in sources:
+        says = "Kata: a virtual machine of its own; its groups and PSI are real, but the host's limits are out of sight"
+        return Check("sandbox", "info", says, facts={"sandbox": "kata"})
+    says = "no sign of gVisor or Kata (a sandbox that hides well is not noticed)"
+    return Check("sandbox", "info", says, facts={"sandbox": None})
+
+
+def memlock_bytes() -> int | None:
+    """How much this process may lock into memory; None = no limit, or CAP_IPC_LOCK."""
+    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    status = dict(line.split(":\t", 1) for line in read_text("/proc/self/status").splitlines() if ":\t" in line)
+    if soft == resource.RLIM_INFINITY or (_held(status)["CAP_IPC_LOCK"] and _initial_user_namespace()):
+        return None
+    return soft
