@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sample a group for a while into a file, which pymemcg.open(FILE) maps back as the same channels.
+
+The rate is that of the usage channel near a limit. Far from every limit ticks slow down to 100 a second, and to less where
+they would otherwise dilute the group's PSI; --fixed-rate keeps the full rate. Ctrl-C ends early and keeps what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from pymemcg.cli._arguments import add_target, duration, rate
+from pymemcg.cli._text import aligned, has_rich, number, size, span
+from pymemcg.errors import RecordingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymemcg.recording import Recorder, Recording
+    from pymemcg.sampler import Sampler
+
+HELP: Final = "record a group's samples into a file"
+
+_WRITE_S = 0.2  # the rings hold a minute: more often only makes Ctrl-C and the bar smoother
+_MAX_RATE_HZ, _MAX_STAT_RATE_HZ = 20_000, 100  # as Sampler has them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    add_target(parser)
+    parser.add_argument("--duration", type=duration, required=True, metavar="TIME", help="how long: 10s, 5m, 1h")
+    parser.add_argument("--rate", type=rate(_MAX_RATE_HZ), default=1000, metavar="HZ", help="ticks a second (default: 1000)")
+    parser.add_argument(
+        "--stat-rate",
+        type=rate(_MAX_STAT_RATE_HZ),
+        default=10,
+        metavar="HZ",
+        help="reads of memory.stat a second (default: 10)",
+    )
+    parser.add_argument(
+        "--fixed-rate", action="store_true", help="do not slow down far from the limit; dilutes a quiet group's PSI"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the recording; replaced if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record."""
+    from pymemcg.cli._live import sampler_of
+    from pymemcg.recording import Recorder
+
+    options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate}
+    interrupted: KeyboardInterrupt | None = None
+    with sampler_of(args.target, **options) as sampler:
+        with _as_recording_errors(args.output), Recorder(sampler, args.output, args.duration) as recorder:
+            try:
+                _record(recorder, args.duration)
+            except KeyboardInterrupt as error:
+                interrupted = error
+        print("\n".join(_summary(sampler, recorder, args, interrupted=interrupted is not None)))
+    if interrupted is not None:
+        raise interrupted
+    return 0
+
+
+@contextmanager
+def _as_recording_errors(path: str) -> Iterator[None]:
+    """A full disk and the like, told as what they are."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RecordingError) or error.errno is None:
+            raise
+        hint = f"what there is so far stays in {path}.part" if os.path.exists(f"{path}.part") else None
+        raise RecordingError(f"cannot be written: {os.strerror(error.errno)}", path=path, hint=hint) from error
+
+
+def _record(recorder: Recorder, seconds: float) -> None:
+    begun = time.monotonic()
+    with _progress(seconds) as tell:
+        while True:
+            left = begun + seconds - time.monotonic()
+            time.sleep(min(_WRITE_S, max(0.0, left)))
+            rows = recorder.write()
+            tell(min(time.monotonic() - begun, seconds), rows)
+            if left <= _WRITE_S:
+                return
+
+
+# ---- Progress, on stderr -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(seconds: float) -> Iterator[Callable[[float, int], None]]:
+    """A function that is told the seconds and rows so far."""
+    if not sys.stderr.isatty():
+        yield lambda _seconds, _rows: None
+    elif has_rich():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("recording"), BarColumn(), TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=seconds, rows="0")
+            yield lambda done, rows: progress.update(task, completed=done, rows=number(rows))
+    else:
+        try:
+            yield lambda done, rows: print(
+                f"\r{done:5.1f} of {seconds:g} s, {number(rows)} rows", end="", file=sys.stderr, flush=True
+            )
+        finally:
+            print(file=sys.stderr)
+
+
+# ---- Summary, on stdout --------------------------------------------------------------------------------------------
+
+
+def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, interrupted: bool) -> Iterator[str]:
+    from pymemcg import schema
+    from pymemcg.recording import open as open_recording
+
+    recording = open_recording(args.output)
+    lasted = _lasted_ns(recording)
+    early = " (ended early)" if interrupted else ""
+    on_disk = size(os.stat(args.output).st_blocks * 512)
+    yield f"{span(lasted)} of {recording.info['target']['directory']}{early} in {args.output}, {on_disk} on disk"
+    channels = [(name, getattr(recording, name)) for name in schema.CHANNELS]
+    yield aligned(
+        (name, f"{number(channel.head)} rows", f"{len(channel.names)} columns") for name, channel in channels if channel.names
+    )
+    rows = recording.usage.head
+    full = int(lasted * args.rate / 1e9)
+    if not args.fixed_rate and rows < 0.95 * full:
+        yield (
+            f"usage has {number(rows)} rows where the full rate gives {number(full)}: ticks slow down far from the limit, "
+            "and in a quiet group (--fixed-rate keeps them up)"
+        )
+    if recorder.lost:
+        yield f"lost: {number(recorder.lost)} rows, which were overwritten before they were written out"
+    for name, reason in sampler.absent.items():
+        yield f"absent: {name}: {reason}"
+
+
+def _lasted_ns(recording: Recording) -> int:
+    """From the first to the last row of any channel that ticks."""
+    times: list[Any] = [channel.window()["t_ns"] for channel in (recording.usage, recording.stat) if channel.head]
+    return max((int(t_ns[-1]) - int(t_ns[0]) for t_ns in times), default=0)
