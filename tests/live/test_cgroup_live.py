@@ -108,10 +108,10 @@ class Groups:
         return directory
 
     def memory(self, name: str, limit: int | None = None, *, inside: Path | None = None) -> Path:
-        """Make a memory group with a limit, or one for groups inside of it."""
+        """Make a memory group, with a limit if one is given, at the root or inside of another."""
+        if inside and self.machine.version == 2:
+            (inside / "cgroup.subtree_control").write_text("+memory")
         directory = self._make(inside or self.machine.memory, f"pymemcg-{os.getpid()}-{name}")
-        if self.machine.version == 2:
-            assert (directory / "memory.max").exists(), "the controller was enabled at the root"
         if limit is not None:
             (directory / ("memory.max" if self.machine.version == 2 else "memory.limit_in_bytes")).write_text(str(limit))
         return directory
@@ -184,8 +184,6 @@ def test_own_group_lists_this_process():
 
 def test_a_process_in_nested_groups(groups):
     outer = groups.memory("outer", 64 * MIB)
-    if groups.machine.version == 2:
-        (outer / "cgroup.subtree_control").write_text("+memory")
     inner = groups.memory("inner", 128 * MIB, inside=outer)
     target = resolve(f"pid:{groups.member(inner)}")
     assert [level.directory for level in target.levels[:2]] == [str(inner), str(outer)]
@@ -210,8 +208,7 @@ def test_every_named_file_can_be_read(groups):
 
 def test_a_container_by_its_id(groups):
     ident = os.urandom(32).hex()
-    outer = groups.memory("runtime")
-    group = groups._make(outer, f"docker-{ident}.scope")
+    group = groups.memory(ident, inside=groups.memory("runtime"))
     assert resolve(f"container:{ident[:12]}").directory == str(group)
 
 
@@ -264,8 +261,6 @@ class TestNamespaces:
     def test_cgroup_namespace_with_the_hosts_mounts(self, groups):
         """/proc/self/cgroup says / and the mount begins above it, so that only membership tells which group it is."""
         outer = groups.memory("plain")
-        if groups.machine.version == 2:
-            (outer / "cgroup.subtree_control").write_text("+memory")
         group, sibling = groups.memory("group", 64 * MIB, inside=outer), groups.memory("sibling", inside=outer)
         pid = groups.member(sibling)
         mine, top, other, sibling_by_path = groups.run(
