@@ -6,6 +6,7 @@ A wrong directory is worse than none, so whatever was found for a process must l
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -254,12 +255,13 @@ class View:
         )
 
     def _help_for(self, process: Process, tried: list[str]) -> str:
-        base = f"{self.proc}/{process.number}"
         if any(os.strerror(errno.EACCES) in text for text in tried):
-            return (
-                f"the process belongs to uid {os.stat(base).st_uid}: run as that user, or with CAP_SYS_PTRACE, "
-                "to look through its root directory"
-            )
+            with contextlib.suppress(OSError):  # it may have ended
+                uid = os.stat(f"{self.proc}/{process.number}").st_uid
+                return (
+                    f"the process belongs to uid {uid}: run as that user, or with CAP_SYS_PTRACE, "
+                    "to look through its root directory"
+                )
         return "run in the host's cgroup namespace, or where a mount shows that group"
 
     def group_at(self, text: str) -> Place:
