@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from pymemcg.errors import MemcgError, NotSupported, RecordingError, SourceError
@@ -16,16 +15,21 @@ if TYPE_CHECKING:
 
 def _refuse_subinterpreters() -> None:
     """The extension's state, and cffi's, belong to the main interpreter."""
-    for name in ("_interpreters", "_xxsubinterpreters"):  # 3.13, and before
-        if name in sys.builtin_module_names:
+    for name in (
+        "_interpreters",
+        "_xxsubinterpreters",
+    ):  # 3.13, and before; a shared library or built in, as the Python was built
+        try:
             module = __import__(name)
-            current, main = module.get_current(), module.get_main()
-            if (current[0] if isinstance(current, tuple) else current) != (main[0] if isinstance(main, tuple) else main):
-                raise ImportError(
-                    "pymemcg cannot be imported in a subinterpreter: its sampling threads belong to the process. "
-                    "Import it in the main interpreter, whose sampler covers the whole group."
-                )
-            return
+        except ImportError:
+            continue
+        current, main = module.get_current(), module.get_main()
+        if (current[0] if isinstance(current, tuple) else current) != (main[0] if isinstance(main, tuple) else main):
+            raise ImportError(
+                "pymemcg cannot be imported in a subinterpreter: its sampling threads belong to the process. "
+                "Import it in the main interpreter, whose sampler covers the whole group."
+            )
+        return
 
 
 _refuse_subinterpreters()
