@@ -99,8 +99,8 @@ def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s:
 
 
 def _add(plan: Plan, name: str, period_ns: int, rows: int, units: dict[str, str]) -> None:
-    # 1/16 more than the history: what a window leaves to the writer (channel.py).
-    plan.channels.append(ChannelSpec(name, period_ns, rows * 17 // 16 + 1, units))
+    # A window leaves 1/16 of the ring to the writer (channel.py); what it may lend is the history.
+    plan.channels.append(ChannelSpec(name, period_ns, max(1, (rows * 16 + 14) // 15), units))
 
 
 def _feed(plan: Plan, channel: str, path: str, form: int, fields: dict[str, str]) -> None:
