@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `import pymemcg` loads, where it may be imported, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pymemcg
+
+PACKAGE = Path(pymemcg.__file__).resolve().parent
+SUBINTERPRETERS = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["numpy", "pandas", "rich", "json.tool", "asyncio", "subprocess"])
+def test_import_pymemcg_loads_no(module):
+    assert run(f"import pymemcg, sys; print({module!r} in sys.modules)") == "False\n"
+
+
+def test_resolving_a_target_and_a_disabled_sampler_need_no_numpy():
+    code = (
+        "import os, sys; os.environ['PYMEMCG_DISABLE'] = '1'\n"
+        "import pymemcg\n"
+        "with pymemcg.Sampler() as s: s.usage.head, s.role, s.absent, s.stats(), s.usage.read()\n"
+        "print('numpy' in sys.modules)"
+    )
+    assert run(code) == "False\n"
+
+
+def test_all_that_is_promised_is_there():
+    assert pymemcg.__version__
+    for name in pymemcg.__all__:
+        assert getattr(pymemcg, name) is not None
+
+
+def test_every_error_is_caught_by_the_base():
+    for error in (pymemcg.NotSupported, pymemcg.RecordingError, pymemcg.SourceError, pymemcg.TargetError):
+        assert issubclass(error, pymemcg.MemcgError)
+
+
+def test_only_ffi_imports_the_extension():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = getattr(node, "module", None) or ""
+            if any("_native" in name for name in [module, *names]):
+                found.add(path.name)
+    assert found == {"_ffi.py"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec(SUBINTERPRETERS) is None, reason="this Python has no subinterpreters module")
+@pytest.mark.parametrize("before", ["", "import pymemcg"], ids=["first", "after the main interpreter"])
+def test_a_subinterpreter_gets_a_clear_import_error(before):
+    inside = (
+        "try:\n"
+        "    import pymemcg\n"
+        "except ImportError as error:\n"
+        "    print('refused:', error, flush=True)\n"
+        "else:\n"
+        "    print('imported', flush=True)\n"
+    )
+    code = (
+        f"{before}\n"
+        f"import {SUBINTERPRETERS} as interpreters\n"
+        "interpreter = interpreters.create()\n"
+        f"interpreters.run_string(interpreter, {inside!r})\n"
+        "interpreters.destroy(interpreter)\n"
+        "import pymemcg; print(pymemcg.Sampler())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("refused:")
+    assert "subinterpreter" in first
+    assert "stopped" in second
