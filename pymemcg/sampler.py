@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pymemcg.cgroup import Target
     from pymemcg.plan import Plan
 
-_log = logging.getLogger("pymemcg")
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
 MAX_RATE_HZ = 20_000
 """A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
@@ -185,7 +183,10 @@ class Sampler:
         with self._lock:
             if self._forked:
                 self._forked = False
-                _log.warning("pymemcg: this process (%d) was forked from one that samples; it attaches anew", os.getpid())
+                import logging  # 0.7 MiB that a container that is full does not have for doctor
+
+                told = "pymemcg: this process (%d) was forked from one that samples; it attaches anew"
+                logging.getLogger("pymemcg").warning(told, os.getpid())
                 self.start()
 
     # ---- What it knows ----
