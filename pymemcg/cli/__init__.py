@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pymemcg._version import __version__
+from pymemcg.cli._text import terminal_width
 from pymemcg.errors import MemcgError
 
 if TYPE_CHECKING:
@@ -54,12 +55,20 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command just as Ctrl-C does."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=terminal_width() - 2)  # or it imports shutil at every argument that is added
+
+
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         with contextlib.suppress(ImportError):
             from rich_argparse import RawDescriptionRichHelpFormatter
 
-            self.formatter_class = RawDescriptionRichHelpFormatter
+            class _RichFormatter(RawDescriptionRichHelpFormatter):
+                help_markup = text_markup = False  # pymemcg[cli] is no markup
+
+            self.formatter_class = _RichFormatter
         return super().format_help()
 
 
@@ -69,15 +78,13 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         prog="pymemcg",
         description="Samples a memory cgroup 1,000 times a second and shows when its service was short of memory.",
         epilog="The first thing to run somewhere new is `pymemcg doctor`, the first to see something `pymemcg demo`.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"pymemcg {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=parser.prog)
     for name in commands:
         command = cast("Command", import_module(f"{__name__}.{name}"))
-        sub = subparsers.add_parser(
-            name, help=command.HELP, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        sub = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=_Formatter)
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser
