@@ -75,7 +75,7 @@ class Window:
 
     def valid(self) -> bool:
         """Whether every row is still the one that the window was made of: the writer has not lapped it."""
-        return self._own is not None or self._channel.head - self._channel.capacity < self.first_row
+        return self._own is not None or self._channel._kept_from() <= self.first_row  # noqa: SLF001 - one room
 
     def copy(self) -> Window:
         """A window that owns its rows. Rows which the writer overtook meanwhile are left out."""
@@ -158,8 +158,18 @@ class Channel:
     @property
     def closed(self) -> str | None:
         """Why no more rows come, or None."""
-        why = self._ring.closed(self._table) if self._ring and self._table else None
+        why = self.closed_at
         return os.strerror(why[1]) if why else None
+
+    @property
+    def closed_at(self) -> tuple[int, int] | None:
+        """When (CLOCK_MONOTONIC, ns) and with which errno it was closed, or None."""
+        return self._ring.closed(self._table) if self._ring and self._table else None
+
+    @property
+    def position(self) -> int:
+        """Its place in the ring's table of channels, as rows of `events` say it; -1 where the channel is absent."""
+        return self._table.index if self._table else -1
 
     def window(self, *, seconds: float | None = None, rows: int | None = None, since_ns: int | None = None) -> Window:
         """The newest rows, without a copy.
@@ -237,12 +247,16 @@ class Channel:
             self._columns[name] = self._ring.column(self._table, name)
         return self._columns[name]
 
+    def _kept_from(self) -> int:
+        """The oldest row that is whole: a live writer is at the next one already, in the place of the oldest."""
+        return max(0, self.head - self.capacity + (1 if self._live else 0))
+
     def _copy(self, first: int, end: int) -> Window:
         """Rows [first, end), copied, without those that the writer had begun to overwrite by the time the copy was done."""
-        first = max(first, end - self.capacity + 1 if end >= self.capacity else 0)
+        first = min(max(first, self._kept_from()), end)
         lent = Window(self, first, end - first)
         own = {name: lent[name].copy() for name in self.names}
-        safe = min(max(first, self.head - self.capacity + 1), end)
+        safe = min(max(first, self._kept_from()), end)
         for name, values in own.items():
             own[name] = values[safe - first :]
             own[name].flags.writeable = False
