@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
@@ -51,6 +52,8 @@ class Recording:
         except OSError as error:
             raise RecordingError(f"cannot be opened: {error.strerror}", path=self.path) from error
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise RecordingError("is no file", path=self.path)
             ring = Ring(fd, self.path)
         finally:
             os.close(fd)
@@ -87,8 +90,9 @@ class Recorder:
     def __init__(self, sampler: Sampler, path: str | os.PathLike[str], seconds: float) -> None:
         self.path = os.fspath(path)
         self.lost = 0
-        self._channels = {name: getattr(sampler, name) for name in schema.CHANNELS}
-        self._channels = {name: channel for name, channel in self._channels.items() if channel.names}
+        channels = [getattr(sampler, name) for name in schema.CHANNELS]
+        channels.sort(key=lambda channel: channel.position)  # as in the ring, since rows of `events` speak of positions
+        self._channels: dict[str, Channel] = {channel.name: channel for channel in channels if channel.names}
         self._cursors = {name: channel.head for name, channel in self._channels.items()}
         for name in ("limits", "clock"):  # what holds at the beginning was said before it
             self._cursors[name] = 0
@@ -108,11 +112,19 @@ class Recorder:
     def _make(self, path: str, rows: Any) -> int:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            specs = [ChannelSpec(c.name, c.period_ns, max(1, rows(c)), dict(c.units)) for c in self._channels.values()]
+            self._create(fd, path, specs)
         except OSError as error:
             raise RecordingError(f"cannot be created: {error.strerror}", path=path) from error
-        specs = [ChannelSpec(c.name, c.period_ns, max(1, rows(c)), dict(c.units)) for c in self._channels.values()]
-        create(fd, specs, self._info, align=RECORDING_ALIGN, reserve=False)
         return fd
+
+    def _create(self, fd: int, path: str, specs: list[ChannelSpec]) -> None:
+        try:
+            create(fd, specs, self._info, align=RECORDING_ALIGN, reserve=False)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
 
     def write(self) -> int:
         """Append what has come since the last call.
@@ -127,38 +139,64 @@ class Recorder:
             room = table.capacity - self._rows[name]
             self.lost += max(0, len(window) - room)
             for column, offset in table.offsets.items():
-                os.pwrite(self._fd, window[column][:room].tobytes(), offset + 8 * self._rows[name])
+                self._put(self._fd, window[column][:room].tobytes(), offset + 8 * self._rows[name])
             self._rows[name] += min(room, len(window))
         self._publish(self._fd, self._ring)
         return self._rows["usage"]
 
     def _publish(self, fd: int, ring: Ring) -> None:
         entry = ffi.typeof("struct memcg_channel_header")
-        head = ffi.offsetof(entry, "head")
         for name, table in ring.tables.items():
-            at = ring.header.channels_offset + table.index * ffi.sizeof(entry) + head
-            os.pwrite(fd, ffi.buffer(ffi.new("uint64_t *", self._rows[name]))[:], at)
+            at = ring.header.channels_offset + table.index * ffi.sizeof(entry)
+            closed_ns, closed_errno = self._channels[name].closed_at or (0, 0)
+            for word, value in (("head", self._rows[name]), ("closed_errno", closed_errno), ("closed_ns", closed_ns)):
+                self._put(fd, ffi.buffer(ffi.new("uint64_t *", value))[:], at + ffi.offsetof(entry, word))
+
+    def _put(self, fd: int, data: bytes, at: int) -> None:
+        """All of it: a disk that is almost full takes a part and says nothing."""
+        try:
+            while data:
+                done = os.pwrite(fd, data, at)
+                data, at = data[done:], at + done
+        except OSError as error:
+            hint = f"{self._part} is a recording too, of what was written until then"
+            raise RecordingError(f"cannot be written: {error.strerror}", path=self.path, hint=hint) from error
 
     def close(self) -> None:
-        """Write the last rows and put the recording, without unused room, in its place."""
-        self.write()
+        """Write the last rows and put the recording, without unused room, in its place.
+
+        Raises:
+            RecordingError: There is no room for it; what could be written stays beside it, as the error says.
+        """
+        try:
+            self.write()
+            self._finish()
+        finally:
+            os.close(self._fd)
+
+    def _finish(self) -> None:
         whole = f"{self.path}.whole"
         fd = self._make(whole, lambda channel: self._rows[channel.name])
-        ring = Ring(fd, whole)
-        for name, table in self._ring.tables.items():
-            for column, offset in table.offsets.items():
-                self._copy(offset, fd, ring.tables[name].offsets[column], 8 * self._rows[name])
-        self._publish(fd, ring)
-        os.close(fd)
-        os.close(self._fd)
-        os.replace(whole, self.path)
+        try:
+            ring = Ring(fd, whole)
+            for name, table in self._ring.tables.items():
+                for column, offset in table.offsets.items():
+                    self._copy(offset, fd, ring.tables[name].offsets[column], 8 * self._rows[name])
+            self._publish(fd, ring)
+            os.replace(whole, self.path)
+        except BaseException:
+            os.unlink(whole)
+            raise
+        finally:
+            os.close(fd)
         os.unlink(self._part)
 
     def _copy(self, source: int, fd: int, to: int, size: int) -> None:
         done = 0
         while done < size:
             chunk = os.pread(self._fd, min(1 << 20, size - done), source + done)
-            done += os.pwrite(fd, chunk, to + done)
+            self._put(fd, chunk, to + done)
+            done += len(chunk)
 
     def __enter__(self) -> Recorder:
         return self
