@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -110,12 +111,26 @@ def _measure(view: View, directory: str | None) -> Pressure:
     whole_host = directory is None or is_root(directory)
     file = f"{view.proc}/pressure/memory" if whole_host else f"{directory}/memory.pressure"
     try:
-        # The kernels that have the file although PSI is off (before 5.8) tell so only when it is read.
-        read_text(file)
+        _try_pressure(view, file)
     except SourceError as error:
         absent["pressure"] = _why_no_pressure(view, directory, error)
         return Pressure(directory, None, None, absent)
     return Pressure(directory, file, "host" if whole_host else "group", absent)
+
+
+def _try_pressure(view: View, file: str) -> None:
+    """Open the group's PSI, and do not read it: a read may cost the group the stall time of the last jiffy.
+
+    Raises:
+        SourceError: It is not there, or may not be opened; or PSI is off.
+    """
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise SourceError(f"cannot be opened: {error.strerror}", path=file, errno=error.errno) from error
+    version = re.match(r"Linux version (\d+)\.(\d+)", read_text(f"{view.proc}/version"))
+    if version and (int(version[1]), int(version[2])) < (5, 8):
+        read_text(file)  # these have the file although PSI is off, and tell so only when it is read
 
 
 def _why_no_pressure(view: View, directory: str | None, error: SourceError) -> str:

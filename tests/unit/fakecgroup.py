@@ -44,7 +44,7 @@ class FakeMachine:
             self.mounts += mount_line("/sys/fs/cgroup/unified", "cgroup2", number=32, parent=30)
         if layout == "v2":
             self.mounts += mount_line("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate", number=33)
-        (tmp_path / "proc").mkdir(parents=True)
+        self._write(tmp_path / "proc", {"version": "Linux version 6.12.0 (builder@fake) (gcc) #1 SMP"})
         if psi:
             self._write(tmp_path / "proc/pressure", {"memory": PSI, "cpu": PSI, "io": PSI})
         self.psi = psi

@@ -114,3 +114,14 @@ def test_the_hosts_own_psi_is_what_the_builder_writes():
     """The builder's stand-in has the form that the captured kernels print."""
     real = (DATA / "6.12-v2/proc/pressure/memory").read_text()
     assert [line.split()[0] for line in real.splitlines()] == [line.split()[0] for line in PSI.splitlines()]
+
+
+@pytest.mark.parametrize(("release", "read"), [("5.4.0", True), ("5.8.0", False), ("6.12.1", False)])
+def test_psi_is_read_only_where_nothing_else_tells_that_it_is_off(tmp_path, release, read):
+    """A read costs the group the stall time of up to a jiffy, so resolving a target must not be one."""
+    machine = machine_with_self(tmp_path, "v2")
+    (machine.path / "proc/version").write_text(f"Linux version {release} (builder@fake)\n")
+    pressure = machine.path / "sys/fs/cgroup/web/memory.pressure"
+    pressure.unlink()
+    pressure.mkdir()  # can be opened, but not read
+    assert ("pressure" in resolve("self", root=machine.root).absent) == read
