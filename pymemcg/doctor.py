@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be measured here, for which group, and what each missing thing would need: facts, for people and for programs.
 
-Nothing is started, changed or left behind. PSI is read once, to learn whether it can be.
+Nothing is started, changed or left behind, and PSI is not read (on kernels before 5.8 once: they have its file even where it is
+off, and nothing but a read tells).
 """
 
 from __future__ import annotations

@@ -110,6 +110,11 @@ def has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def painted(text: str, colour: int, *, colours: bool = True) -> str:
+    """A text in one of SGR's colours (31 red, 32 green, 33 yellow, 34 blue, 35 magenta, 36 cyan; 1 bold, 2 dim)."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if colours and text else text
+
+
 def has_rich() -> bool:
     """Whether rich is installed."""
     try:

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from pymemcg.cli._arguments import add_target
-from pymemcg.cli._text import UNKNOWN, has_colours, size, terminal_width
+from pymemcg.cli._text import UNKNOWN, has_colours, painted, size, terminal_width
 from pymemcg.doctor import examine
 from pymemcg.errors import NotSupported
 from pymemcg.surroundings import Check
 
 HELP: Final = "say what can be measured here, and what each missing thing would need"
 
-_COLOURS: Final = {"yes": 32, "partly": 33, "no": 31, "info": 36}  # SGR: green, yellow, red, cyan
+_COLOURS: Final = {"yes": 32, "partly": 33, "no": 31, "info": 36}
 _STATE_WIDTH, _NAME_WIDTH = 6, 17
 
 
@@ -52,9 +52,7 @@ def _lines(report: dict[str, Any], width: int, *, colours: bool) -> Iterator[str
         yield ""
     for check in report["checks"]:
         state = check.state if check.state != "info" else "-"
-        mark = state.ljust(_STATE_WIDTH)
-        if colours:
-            mark = f"\x1b[{_COLOURS[check.state]}m{mark}\x1b[0m"
+        mark = painted(state.ljust(_STATE_WIDTH), _COLOURS[check.state], colours=colours)
         text = [check.says] + ([f"needs: {check.needs}"] if check.needs and check.needs not in check.says else [])
         hang = " " * (_STATE_WIDTH + 2 + _NAME_WIDTH + 2)
         wrapped = [line for part in text for line in textwrap.wrap(part, width - len(hang), break_on_hyphens=False)]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.cli._arguments import add_target, duration, rate
 from pymemcg.cli._text import aligned, has_rich, number, size, span
-from pymemcg.errors import RecordingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate}
     interrupted: KeyboardInterrupt | None = None
     with sampler_of(args.target, **options) as sampler:
-        with _as_recording_errors(args.output), Recorder(sampler, args.output, args.duration) as recorder:
+        with Recorder(sampler, args.output, args.duration) as recorder:
             try:
                 _record(recorder, args.duration)
             except KeyboardInterrupt as error:
@@ -66,18 +65,6 @@ def run(args: argparse.Namespace) -> int:
     if interrupted is not None:
         raise interrupted
     return 0
-
-
-@contextmanager
-def _as_recording_errors(path: str) -> Iterator[None]:
-    """A full disk and the like, told as what they are."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, RecordingError) or error.errno is None:
-            raise
-        hint = f"what there is so far stays in {path}.part" if os.path.exists(f"{path}.part") else None
-        raise RecordingError(f"cannot be written: {os.strerror(error.errno)}", path=path, hint=hint) from error
 
 
 def _record(recorder: Recorder, seconds: float) -> None:

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a small service short of memory, sample it 1,000 times a second, and show what happened.
+
+The service runs for 8 s in a group of its own with a limit of 64 MiB, which is removed again. Where no group can be made
+(most containers, or without root) this process's own group is sampled instead, as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from pymemcg.child import ChildGroup
+from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width
+from pymemcg.errors import MemcgError, SourceError
+from pymemcg.mounts import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pymemcg.cli._story import Story
+    from pymemcg.sampler import Sampler
+
+HELP: Final = "sample a small service that runs short of memory"
+
+LIMIT_BYTES: Final = 64 << 20
+SECONDS: Final = 8.0
+_OWN_SECONDS: Final = 3.0
+_DATA_BYTES: Final = 96 << 20  # half as much again as the limit
+_GRACE_S: Final = 20.0  # beyond SECONDS: a squeezed service is slow to end
+_IN_MEMORY: Final = {"tmpfs", "ramfs"}
+_NEXT: Final = (
+    ("pymemcg doctor", "what can be measured of your own service here"),
+    ("pymemcg watch TARGET", "live; TARGET is pid:N, container:ID or cgroup:/path"),
+    ("pymemcg record TARGET --duration 10s -o it.memcg", ""),
+    ("", "into a file, for pymemcg.open('it.memcg')"),
+    ("with pymemcg.Sampler() as s:", "in your own service; s.usage, s.stat, s.pressure … are arrays"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments: none."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it."""
+    del args
+    colours = has_colours()
+    reason = ChildGroup.possible()
+    if reason is None and _disk() is None:
+        reason = "its file would have to lie on a disk, and no writable folder here does: set TMPDIR to one"
+    if reason is None:
+        _run_service(colours=colours)
+    else:
+        text = f"No service can be squeezed in a group of its own here: {reason}. So this is your own group, as it is, for "
+        text += f"{_OWN_SECONDS:.0f} s."
+        print(textwrap.fill(text, terminal_width()), end="\n\n", flush=True)
+        _look_at_own(colours=colours)
+    print(f"\n{painted('What to try next', 1, colours=colours)}")
+    for command, says in _NEXT:
+        print(f"  {command:<28}  {says}".rstrip())
+    return 0
+
+
+def _run_service(*, colours: bool) -> None:
+    from pymemcg.cli._live import sampler_of
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pymemcg-", dir=_disk()))
+        group = stack.enter_context(ChildGroup("demo", limit_bytes=LIMIT_BYTES))
+        print(f"A small service runs for {SECONDS:.0f} s in a group of its own with {size(LIMIT_BYTES)}.")
+        print("Every other second a batch job beside it reads files and fills memory.")
+        print(painted(group.directory, 2, colours=colours), end="\n\n", flush=True)
+        _write_data(f"{folder}/data")
+        serving = _start(stack, group, "serve", f"{folder}/data", f"{folder}/latencies")
+        batch = _start(stack, group, "batch", f"{folder}/data")
+        # The full rate also far from the limit, for the picture; outside of the group the sampler cannot dilute its PSI.
+        sampler = stack.enter_context(sampler_of(group.spec, adaptive=False))
+        begun_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        _wait_for([serving, batch])
+        story = _story(sampler, begun_ns, SECONDS, colours=colours)
+        story.limit_bytes = LIMIT_BYTES
+        story.requests = _read_latencies(f"{folder}/latencies")
+        told = (line.split() for line in batch.stdout or ())
+        story.batch = [(int(begin), int(end)) for begin, end in told]
+        print("\n".join(story.lines()))
+        for name, process in (("service", serving), ("batch job", batch)):
+            if process.returncode != 0:
+                print(f"  The {name} was ended: {_ending(process.returncode)}. What it has not told is missing above.")
+
+
+def _look_at_own(*, colours: bool) -> None:
+    from pymemcg.cli._live import sampler_of
+
+    with sampler_of("self") as sampler:
+        begun_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        with _progress(_OWN_SECONDS) as tell:
+            for i in range(int(_OWN_SECONDS * 10)):
+                tell(i / 10)
+                time.sleep(0.1)
+        story = _story(sampler, begun_ns, _OWN_SECONDS, colours=colours)
+        assert sampler.target is not None
+        print(painted(sampler.target.directory, 2, colours=colours))
+        story.limit_bytes = sampler.target.limit()[0]
+        print("\n".join(story.lines()))
+
+
+def _story(sampler: Sampler, begun_ns: int, seconds: float, *, colours: bool) -> Story:
+    from pymemcg.cli._story import Story
+
+    return Story(sampler, begun_ns, begun_ns + round(seconds * 1e9), width=min(terminal_width(), 110), colours=colours)
+
+
+# ---- The service ---------------------------------------------------------------------------------------------------
+
+
+def _start(stack: ExitStack, group: ChildGroup, *words: str) -> subprocess.Popen[str]:
+    """One part of the service, in the group and waiting for its line; killed and reaped when the stack unwinds."""
+    program = os.path.join(os.path.dirname(__file__), "_service.py")
+    command = [sys.executable, "-I", "-S", program, words[0], str(SECONDS), *words[1:]]
+    # A session of its own: Ctrl-C is for us, who then clean up.
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    stack.callback(_end, process)
+    group.add(process.pid)
+    return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _wait_for(processes: list[subprocess.Popen[str]]) -> None:
+    """Let them begin, all at once, and wait until all have ended."""
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has been killed; that is told later
+            process.stdin.write("\n")
+            process.stdin.flush()
+    begun = time.monotonic()
+    with _progress(SECONDS) as tell:
+        while any(process.poll() is None for process in processes):
+            if time.monotonic() - begun > SECONDS + _GRACE_S:
+                raise MemcgError("the service does not end", hint="is this machine very busy?")
+            tell(min(time.monotonic() - begun, SECONDS))
+            time.sleep(0.05)
+
+
+def _ending(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "killed, as the OOM killer does"
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _read_latencies(path: str) -> NDArray[np.int64] | None:
+    import numpy as np
+
+    try:
+        return np.fromfile(path, dtype=np.int64).reshape(-1, 2)
+    except FileNotFoundError:
+        return None
+
+
+# ---- Its file, which must be on a disk: the pages of one in a tmpfs cannot be reclaimed without swap ----------------
+
+
+def _disk() -> str | None:
+    """A writable folder on a disk; None where there is none."""
+    folders = (os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir(), os.getcwd())  # noqa: S108 - looked at, not trusted
+    return next((folder for folder in folders if folder and os.access(folder, os.W_OK) and not _in_memory(folder)), None)
+
+
+def _in_memory(folder: str) -> bool:
+    """Whether a folder's file system lives in memory; one whose kind is not found (btrfs numbers its parts anew) does not."""
+    number = os.stat(folder).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    kinds = set()
+    for line in read_text("/proc/self/mountinfo").splitlines():
+        head, _, tail = line.partition(" - ")
+        if head.split(" ")[2] == device:
+            kinds.add(tail.split(" ")[0])
+    return bool(kinds & _IN_MEMORY)
+
+
+def _write_data(path: str) -> None:
+    """A file that is on the disk and not in the page cache, so that its pages are charged to who reads them."""
+    try:
+        with open(path, "wb") as file:
+            file.writelines(os.urandom(1 << 20) for _ in range(_DATA_BYTES >> 20))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise SourceError(f"cannot be written: {error.strerror}", path=path, errno=error.errno) from error
+
+
+# ---- Progress, on stderr -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(seconds: float) -> Iterator[Callable[[float], None]]:
+    """A function that is told the seconds so far."""
+    if not (sys.stderr.isatty() and has_rich()):
+        yield lambda _seconds: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(TextColumn("sampling"), BarColumn(), console=Console(stderr=True), transient=True)
+    with bar:
+        task = bar.add_task("", total=seconds)
+        yield lambda done: bar.update(task, completed=done)
