@@ -121,10 +121,12 @@ static int read_pressure(struct memcg_sampler *sampler, uint64_t now)
 
 void memcg_pressure_claim(struct memcg_sampler *sampler)
 {
-    struct memcg_channel *channel = &sampler->tick.pressure.channel;
+    struct memcg_fed *pressure = &sampler->tick.pressure;
+    struct memcg_channel *channel = &pressure->channel;
     if (!channel->header || sampler->holds_pressure)
         return;
-    sampler->holds_pressure = flock(memcg_source_fd(sampler->tick.pressure.feed[0].source), LOCK_EX | LOCK_NB) == 0;
+    /* Without a feed it was decided beforehand that PSI is another's. */
+    sampler->holds_pressure = pressure->feeds && flock(memcg_source_fd(pressure->feed[0].source), LOCK_EX | LOCK_NB) == 0;
     if (!sampler->holds_pressure)
         memcg_channel_close(channel, EBUSY, now_ns());
     else
