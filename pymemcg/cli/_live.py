@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -88,6 +90,8 @@ class Observer:
         sampler, target = self._sampler, self._target
         if sampler.usage.closed:
             raise SourceError(f"no longer sampled: {sampler.usage.closed}", path=target.directory)
+        if not os.path.isdir(target.directory):  # who is attached to another's rings is not told by them
+            raise SourceError("the group is gone", path=target.directory, errno=errno.ENODEV)
         now: dict[str, Any] = {
             "t_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             "realtime_ns": time.time_ns(),

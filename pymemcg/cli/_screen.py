@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pymemcg.cli._live import HITS, Observer, extremes, increases, ratios
-from pymemcg.cli._text import UNKNOWN, bar, number, share, size, span, spark
+from pymemcg.cli._text import UNKNOWN, bar, elided, number, share, size, span, spark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Row: TypeAlias = tuple[str, str | Text, str | Text]
 
 _HISTORY_S = 60.0
-_LABEL, _VALUE = 12, 28  # columns; what remains of the line is a bar or a sparkline
+_LABEL, _VALUE = 12, 24  # columns; what remains of the line is a bar or a sparkline
 _FULL, _TIGHT = 0.9, 0.75  # of the limit: where red and yellow begin
 _HIT_TITLES = {"limit_hits": "limit hits", "memsw_hits": "memsw hits", "high_hits": "high hits", "oom_kills": "OOM kills"}
 _RATES = (
@@ -41,7 +41,7 @@ _RATES = (
 
 def show(sampler: Sampler, interval_s: float) -> None:
     """Show a sampler's group until Ctrl-C."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     observer = Observer(sampler)
     with Live(console=console, screen=True, auto_refresh=False, transient=True) as live:
         while True:
@@ -59,14 +59,14 @@ class _Screen:
     def __init__(self, sampler: Sampler, now: dict[str, Any], width: int) -> None:
         self._sampler = sampler
         self._now = now
+        self._width = width
         self._rest = max(8, width - _LABEL - _VALUE - 8)
 
     def render(self) -> RenderableType:
         now = self._now
-        title = Text.assemble(
-            (now["group"], "bold"), (f"  cgroup v{now['cgroup_version']}  ", "dim"), time.strftime("%H:%M:%S")
-        )
-        title.truncate(self._rest + _LABEL + _VALUE + 2, overflow="ellipsis")
+        right = f"  cgroup v{now['cgroup_version']}  {time.strftime('%H:%M:%S')}"
+        room = self._width - len(right) - 2
+        title = Text.assemble(" ", (elided(now["group"], room).ljust(room), "bold"), (right, "dim"))
         return Group(
             title,
             self._panel("memory", self._memory()),
@@ -99,7 +99,7 @@ class _Screen:
             rows.append(("usage", f"{size(usage)} of {size(limit)}", Text.assemble(filled, f"{share(ratio):>6}")))
         rows.append(self._usage_history())
         rows.append(("headroom", size(now["headroom_bytes"]), self._forecast()))
-        rows.append(("working set", size(now.get("working_set_bytes")), "usage less inactive_file, as the kubelet counts it"))
+        rows.append(("working set", size(now.get("working_set_bytes")), "usage − inactive_file, as in kubelet"))
         rows.append(self._split())
         return rows
 
@@ -116,9 +116,9 @@ class _Screen:
     def _forecast(self) -> str:
         now = self._now
         growth, seconds = now.get("growth_bytes_per_s"), now.get("time_to_limit_s")
-        text = f"growth {size(growth, sign=True)}/s" if growth is not None else ""
+        text = f"{size(growth, sign=True)}/s" if growth is not None else ""
         if seconds is not None and seconds > 0:
-            text += f", full in {span(seconds * 1e9)} at that"
+            text += f": full in {span(seconds * 1e9)}"
         return text
 
     def _split(self) -> Row:
@@ -127,7 +127,7 @@ class _Screen:
             return ("anon, file", UNKNOWN, now["absent"].get("stat", ""))
         anon, file = now["anon_bytes"], now["file_bytes"]
         cells = round(self._rest * anon / (anon + file)) if anon + file else 0
-        drawn = Text.assemble(("█" * cells, "magenta"), ("█" * (self._rest - cells if anon + file else 0), "blue"))
+        drawn = Text.assemble(("█" * cells, "magenta"), ("▒" * (self._rest - cells if anon + file else 0), "blue"))
         return ("anon, file", Text.assemble((size(anon), "magenta"), ", ", (size(file), "blue")), drawn)
 
     def _events(self) -> list[Row]:
@@ -135,7 +135,7 @@ class _Screen:
         rows: list[Row] = []
         usage = self._sampler.usage.window(seconds=_HISTORY_S)
         for name in HITS:
-            if name in now:
+            if now.get(name) or (name == "limit_hits" and name in now):
                 rises = increases(usage, name, now["t_ns"], _HISTORY_S, self._rest)
                 new = sum(rise for rise in rises if not math.isnan(rise))
                 value = Text(f"+{number(new)}, now {number(now.get(f'{name}_per_s'))}/s", style="red" if new else "")
@@ -161,7 +161,7 @@ class _Screen:
             series = ratios(channel.window(), f"{name}_us", now["t_ns"], _HISTORY_S, self._rest)
             value = share(now.get(f"{name}_ratio"))
             if name == "some":
-                host = " (whole host)" if now["pressure_scope"] == "host" else ""
+                host = ", host" if now["pressure_scope"] == "host" else ""
                 value += f", {span(now['t_ns'] - now['pressure_t_ns'])} ago{host}"
             rows.append((f"PSI {name}", value, self._drawn(series, "yellow")))
         return rows
@@ -176,5 +176,6 @@ class _Screen:
         role = {"sampling": "this process samples", "attached": f"attached to pid {now['writer_pid']}"}.get(
             now["role"], now["role"]
         )
-        ticks = f"{number(now.get('ticks_per_s'))} ticks/s (1,000 near a limit), {number(now['missed'])} missed"
-        return Text(f" {role}, {ticks}; {now.get('processes', UNKNOWN)} processes. Ctrl-C ends.", style="dim", no_wrap=True)
+        processes = now.get("processes", 0)
+        ticks = f"{number(now.get('ticks_per_s'))} ticks/s, {number(now['missed'])} missed"
+        return Text(f" {role}: {ticks}; {processes} process{'es' * (processes != 1)}. Ctrl-C ends.", style="dim", no_wrap=True)

@@ -88,10 +88,9 @@ class Story:
             top = self.limit_bytes if self.limit_bytes is not None and self.limit_bytes < 4 * max(known) else max(known)
             what = "usage, limit" if top == self.limit_bytes else "usage, peak"
             legend = f"{self._paint('█', _ANON)} anonymous   {self._paint('▒', _CACHE)} page cache and the rest"
-            yield f"{what:>{_LEFT - 1}} ┬{'─' * self._cells}  {legend if self.width >= 110 else ''}".rstrip()
+            yield f"{what:>{_LEFT - 1}} ┬{'─' * self._cells}"
             yield from self._area(peaks, _filled(anon), float(top))
-            if self.width < 110:
-                yield f"{'':{_LEFT}} {legend}"
+            yield f"{'':{_LEFT}} {legend}"
         yield from self._strips()
 
     def _area(self, peaks: list[float], anon: list[float], top: float) -> Iterator[str]:
@@ -164,7 +163,7 @@ class Story:
         yield self._paint(head, _BOLD)
         yield from rest
         if len(parts) > 1:
-            yield f"  Near = within {_NEAR_NS // 10**6} ms. That is coincidence, not proof: the batch job takes disk and CPU time too."
+            yield f"  Near = within {_NEAR_NS // 10**6} ms; a coincidence, no proof: the batch job takes disk and CPU time too."
 
     def _near_hits(self) -> NDArray[np.bool_] | None:
         hits, t_ns = _hits(self.usage), self.usage["t_ns"]

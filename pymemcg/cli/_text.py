@@ -62,13 +62,19 @@ def bar(ratio: float | None, width: int) -> str:
 
 
 def spark(values: Sequence[float], low: float, high: float) -> str:
-    """One character a value between `low` and `high`; a space where it is NaN, not known."""
-    reach = high - low
-    top = len(_BARS) - 1
-    return "".join(
-        " " if math.isnan(value) else _BARS[min(max(round((value - low) / reach * top), 0), top) if reach > 0 else 0]
-        for value in values
-    )
+    """One character a value between `low` and `high`; a space where it is NaN, not known.
+
+    The lowest character means `low` itself: the least that is more stands out.
+    """
+
+    def drawn(value: float) -> str:
+        if math.isnan(value):
+            return " "
+        if value <= low:
+            return _BARS[0]
+        return _BARS[min(max(round((value - low) / (high - low) * (len(_BARS) - 1)), 1), len(_BARS) - 1)]
+
+    return "".join(map(drawn, values))
 
 
 def aligned(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: str = "  ") -> str:
