@@ -28,7 +28,8 @@ static void read_process(struct memcg_channel *channel, const int column[COLUMNS
     const int64_t row[COLUMNS] = {(int64_t)t_ns, (int64_t)pid, (int64_t)pages[1] * page, (int64_t)pages[2] * page,
                                   (int64_t)pages[0] * page};
     for (int i = 0; i < COLUMNS; i++)
-        memcg_channel_put(channel, column[i], row[i]);
+        if (column[i] >= 0)
+            memcg_channel_put(channel, column[i], row[i]);
     memcg_channel_publish(channel);
 }
 
