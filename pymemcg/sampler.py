@@ -51,15 +51,28 @@ class _Running:
         except BaseException:
             self.seat.leave()
             raise
-        self.handle = out[0]
+        self._handle = out[0]
+        self._using = threading.Lock()  # one thread may stop, or the interpreter end, while another asks
+
+    def writes(self) -> bool:
+        """Whether this process writes the ring."""
+        with self._using:
+            return self._handle is not None and lib.memcg_sampler_writes(self._handle) != 0
+
+    def held_bytes(self) -> int:
+        """What is held for sampling beside the ring."""
+        with self._using:
+            return lib.memcg_sampler_held_bytes(self._handle) if self._handle is not None else 0
 
     def stop(self) -> None:
-        lib.memcg_sampler_stop(self.handle)
+        with self._using:
+            handle, self._handle = self._handle, None
+        lib.memcg_sampler_stop(handle)
         self.seat.leave()
 
     def forget(self) -> None:
         """In a forked child: the parent's threads, locks and files stay the parent's."""
-        lib.memcg_sampler_forget(self.handle)
+        lib.memcg_sampler_forget(self._handle)
         self.seat.abandon()
 
 
@@ -213,7 +226,7 @@ class Sampler:
         running = self._running
         if running is None:
             return "disabled" if self._disabled else "stopped"
-        return "sampling" if lib.memcg_sampler_writes(running.handle) else running.seat.role
+        return "sampling" if running.writes() else running.seat.role
 
     @property
     def absent(self) -> dict[str, str]:
@@ -258,7 +271,7 @@ class Sampler:
             stats: dict[str, Any] = {"role": self.role} | {word: getattr(state, word) for word in words}
             stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in ring.tables.values()}
             stats["ring_bytes"] = ring.header.file_bytes
-            stats["held_bytes"] = lib.memcg_sampler_held_bytes(running.handle) + ring.header.file_bytes
+            stats["held_bytes"] = running.held_bytes() + ring.header.file_bytes
         stats["late_ns"] = self._lateness()
         return stats
 
