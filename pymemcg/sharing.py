@@ -83,8 +83,12 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
             if _lock(lock_fd, fcntl.LOCK_EX):
                 return _sample(lock_fd, path, note, create)
             ring_fd = _join(path) if path else None
-            if ring_fd is not None:
+            if ring_fd is not None and _fits(ring_fd):
                 return Seat("attached", ring_fd, lock_fd, path)
+            if ring_fd is not None:
+                os.close(ring_fd)
+                note = f"{path} is of another version of pymemcg"
+                break
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.01)
@@ -92,23 +96,19 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
         os.close(lock_fd)
         raise
     os.close(lock_fd)
-    note = f"another process samples this group and its ring is not to be found: {note or f'nothing that fits at {path}'}"
+    note = f"another process samples this group and its ring cannot be shared: {note or f'nothing that is ours at {path}'}"
     return Seat("alone", _memfd(create), -1, None, note)
 
 
 def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[int], None]) -> Seat:
     """The lock is ours. Go on with the ring that others are attached to, if there is one; else make one."""
     if path is not None:
-        ring_fd = _join(path)
+        ring_fd = _inherit(path)
+        if ring_fd is not None and _fits(ring_fd):
+            return Seat("sampling", ring_fd, lock_fd, path)
         if ring_fd is not None:
-            if _lock(ring_fd, fcntl.LOCK_EX):  # nobody else: a leftover
-                os.unlink(path)
-                os.close(ring_fd)
-            elif _fits(ring_fd):
-                return Seat("sampling", ring_fd, lock_fd, path)
-            else:
-                os.close(ring_fd)
-                path, note = None, f"{path} is in use by another version of pymemcg"
+            os.close(ring_fd)
+            path, note = None, f"{path} is in use by another version of pymemcg"
     if path is not None:
         try:
             return Seat("sampling", _create_named(path, create), lock_fd, path)
@@ -117,27 +117,45 @@ def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[
     return Seat("sampling", _memfd(create), lock_fd, None, f"others cannot attach: {note}")
 
 
+def _inherit(path: str) -> int | None:
+    """The ring to which others are attached; or None, and then its name is free."""
+    while (fd := _join(path)) is not None:
+        if _lock(fd, fcntl.LOCK_EX):  # nobody else: a leftover
+            if _is_at(path, fd):
+                os.unlink(path)
+        # flock drops the lock that it could not change: without it the last of the others would remove our ring.
+        elif _lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
+            return fd
+        os.close(fd)
+    return None
+
+
 def _create_named(path: str, create: Callable[[int], None]) -> int:
     """A ring that is whole and in use before it has a name."""
     home = os.path.dirname(path)
     _sweep(home)
-    home_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fd = os.open(home, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    home_fd = -1
     try:
         create(fd)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        home_fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # With a dir_fd this is linkat(AT_SYMLINK_FOLLOW); without one it is link(), which links the symlink in /proc.
         os.link(f"/proc/self/fd/{fd}", os.path.basename(path), dst_dir_fd=home_fd, follow_symlinks=True)
     except BaseException:
         os.close(fd)
         raise
     finally:
-        os.close(home_fd)
+        if home_fd >= 0:
+            os.close(home_fd)
     return fd
 
 
 def _memfd(create: Callable[[int], None]) -> int:
-    fd = os.memfd_create("pymemcg", os.MFD_CLOEXEC)
+    try:
+        fd = os.memfd_create("pymemcg", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"cannot be created: {error.strerror}", path="a memfd for the ring", errno=error.errno) from error
     try:
         create(fd)
     except BaseException:
@@ -195,13 +213,13 @@ def _home_of(uid: int) -> str:
 def _home() -> tuple[str | None, str | None]:
     """The user's folder for rings and None, or None and why there is none."""
     home = _home_of(os.geteuid())
-    if not _is_tmpfs(_SHM):
-        return None, f"{_SHM} is not a tmpfs"  # a row stored into a mapped file on a disk waits for the disk
     try:
+        if not _is_tmpfs(_SHM):
+            return None, f"{_SHM} is not a tmpfs"  # a row stored into a mapped file on a disk waits for the disk
         os.makedirs(home, mode=0o700, exist_ok=True)
         status = os.lstat(home)
     except OSError as error:
-        return None, f"{home}: {error.strerror}"
+        return None, f"{error.filename or home}: {error.strerror}"
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         return None, f"{home} is not a folder of this user's alone"
     return home, None
