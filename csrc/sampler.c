@@ -75,15 +75,19 @@ static int start_ticking(struct memcg_sampler *sampler)
     return rc;
 }
 
-static int take_over(struct memcg_sampler *sampler)
+/* The lock is ours: begins with a new ring, or goes on with another's and records the gap. */
+static int take_lead(struct memcg_sampler *sampler)
 {
     uint64_t last_ns;
     int rc = memcg_sampler_begin(sampler, &last_ns);
     if (rc != 0)
         return rc;
     struct memcg_state *state = &sampler->writer.header->state;
-    store_relaxed(&state->takeovers, load_relaxed(&state->takeovers) + 1);
-    memcg_keeper_event(sampler, last_ns, MEMCG_EVENT_TAKEOVER, getpid());
+    if (last_ns != 0) {
+        store_relaxed(&state->takeovers, load_relaxed(&state->takeovers) + 1);
+        memcg_keeper_event(sampler, last_ns, MEMCG_EVENT_TAKEOVER, getpid());
+    }
+    sampler->failed = "a thread";
     return start_ticking(sampler);
 }
 
@@ -93,7 +97,7 @@ static bool wait_for_lock(struct memcg_sampler *sampler)
     while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
         if (memcg_thread_wait(sampler, now_ns() + TAKEOVER_NS))
             return true;
-        if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && take_over(sampler) != 0)
+        if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && take_lead(sampler) != 0)
             flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */
     }
     return false;
@@ -142,10 +146,7 @@ int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler 
     (void)mlock(sampler, sizeof *sampler);
     sampler->config = *config;
     sampler->failed = "a thread";
-    uint64_t last_ns;
-    int rc = config->flags & MEMCG_ATTACHED ? 0 : memcg_sampler_begin(sampler, &last_ns);
-    if (rc == 0 && !(config->flags & MEMCG_ATTACHED))
-        rc = start_ticking(sampler);
+    int rc = config->flags & MEMCG_ATTACHED ? 0 : take_lead(sampler);
     if (rc == 0)
         rc = memcg_thread_start(&sampler->keeper_thread, run_keeper, sampler);
     if (rc == 0) {
