@@ -51,7 +51,7 @@ class Check:
 def check_surroundings() -> Iterator[Check]:
     """Look at everything here that does not depend on the group."""
     yield _clock()
-    status = dict(line.split(":\t", 1) for line in read_text("/proc/self/status").splitlines() if ":\t" in line)
+    status = _status()
     yield _privileges(status)
     yield _seccomp(status)
     yield from _tracing(status)
@@ -70,6 +70,10 @@ def _clock() -> Check:
     jiffy = jiffy_ns()
     says = f"{1e9 / jiffy:.0f}: a jiffy, PSI's grain, is {jiffy / 1e6:g} ms"
     return Check("HZ", "info", says, facts={"jiffy_ns": jiffy})
+
+
+def _status() -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in read_text("/proc/self/status").splitlines() if ":\t" in line)
 
 
 def _held(status: dict[str, str]) -> dict[str, bool]:
@@ -107,7 +111,7 @@ def _tracing(status: dict[str, str]) -> Iterator[Check]:
     if ids:
         yield Check("tracefs", "yes", "the ids of the reclaim events can be read", facts={"event_ids": ids, "mounted": mounted})
     else:
-        missing = "root, in a container with the host's tracefs" if mounted else "mount -t tracefs tracefs /sys/kernel/tracing"
+        missing = "root" if mounted else "root, and mount -t tracefs tracefs /sys/kernel/tracing"
         yield Check("tracefs", "no", problem, missing, {"event_ids": None, "mounted": mounted})
     held, level = _held(status), _paranoid()
     allowed = _initial_user_namespace() and (held["CAP_PERFMON"] or held["CAP_SYS_ADMIN"])
@@ -131,8 +135,8 @@ def _paranoid() -> int | None:
 
 def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
     """The ids of the tracepoints, whether tracefs is mounted, and why there are no ids."""
-    mounted = [root for root in _TRACEFS if os.path.isdir(f"{root}/events")]
-    problem = f"tracefs is not mounted at {_TRACEFS[0]}, or may not be looked into"
+    mounted = [point for kind, _, point in _mounts() if kind == "tracefs" and point in _TRACEFS]
+    problem = f"tracefs is not mounted at {_TRACEFS[0]}"
     for root in mounted:
         try:
             names = [f"{stem}_{end}" for stem in _TRACEPOINTS for end in ("begin", "end")]
@@ -142,18 +146,32 @@ def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
     return None, bool(mounted), problem
 
 
+def _mounts() -> list[tuple[str, str, str]]:
+    """Type, source and point of each mount that can be seen.
+
+    Sample of a line, its optional fields left out::
+
+        25 30 0:23 / /sys/kernel/tracing rw,nosuid - tracefs tracefs rw
+    """
+    try:
+        lines = read_text("/proc/self/mountinfo").splitlines()
+    except SourceError:
+        return []
+    found = []
+    for line in lines:
+        head, _, tail = line.partition(" - ")
+        kind, source = tail.split(" ")[:2]
+        found.append((kind, source, head.split(" ")[4]))
+    return found
+
+
 def _sandbox() -> Check:
     kernel = os.uname()
     if kernel.release.endswith(_GVISOR_RELEASE) or kernel.version == _GVISOR_BUILD:
         says = "gVisor: this is not Linux, and its files under /proc and /sys/fs/cgroup are of its own making"
         needs = "run the sampler on the host (pymemcg watch container:ID), where the real group is"
         return Check("sandbox", "partly", says, needs, {"sandbox": "gvisor"})
-    try:
-        # ID PARENT MAJOR:MINOR ROOT POINT OPTIONS… - TYPE SOURCE SUPER
-        sources = [line.partition(" - ")[2].split(" ")[1:2] for line in read_text("/proc/self/mountinfo").splitlines()]
-    except SourceError:
-        sources = []
-    if [_KATA_SHARE] in sources:
+    if any(source == _KATA_SHARE for _, source, _ in _mounts()):
         says = "Kata: a virtual machine of its own; its groups and PSI are real, but the host's limits are out of sight"
         return Check("sandbox", "info", says, facts={"sandbox": "kata"})
     says = "no sign of gVisor or Kata (a sandbox that hides well is not noticed)"
@@ -163,7 +181,6 @@ def _sandbox() -> Check:
 def memlock_bytes() -> int | None:
     """How much this process may lock into memory; None = no limit, or CAP_IPC_LOCK."""
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    status = dict(line.split(":\t", 1) for line in read_text("/proc/self/status").splitlines() if ":\t" in line)
-    if soft == resource.RLIM_INFINITY or (_held(status)["CAP_IPC_LOCK"] and _initial_user_namespace()):
+    if soft == resource.RLIM_INFINITY or (_held(_status())["CAP_IPC_LOCK"] and _initial_user_namespace()):
         return None
     return soft

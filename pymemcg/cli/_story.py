@@ -192,7 +192,10 @@ class Story:
         hits = _hits(usage)
         if hits:
             count = int(usage[hits][-1] - usage[hits][0])
-            yield "limit hits", f"{number(count)}, charges that found the group full and had to reclaim first"
+            yield (
+                "limit hits",
+                f"{number(count)}, charges that found the group full and had to reclaim first" if count else "none",
+            )
         else:
             yield "limit hits", f"{UNKNOWN}  {self.sampler.absent.get('limit_hits', 'not counted here')}"
         yield "stalled", self._stalled(stats)

@@ -43,6 +43,8 @@ def span(ns: float | None) -> str:
     """A duration in the unit that suits it: "340 µs", "12.9 ms", "4.1 s", "3 min 20 s", "5 h 3 min"."""
     if ns is None or math.isnan(ns):
         return UNKNOWN
+    if ns == 0:
+        return "0 s"
     for unit, factor in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
         if abs(ns) < factor * 999.5:
             return f"{ns / factor:.0f} {unit}" if unit == "ns" or abs(ns) >= factor * 99.5 else f"{ns / factor:.1f} {unit}"
