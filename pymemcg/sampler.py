@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pymemcg.cgroup import Target
     from pymemcg.plan import Plan
 
+_PATIENCE_S = 1.0
+"""How long to wait for another process's first sample; should it have died before, the next takes over meanwhile."""
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
 MAX_RATE_HZ = 20_000
 """A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
@@ -53,6 +57,12 @@ class _Running:
             raise
         self._handle = out[0]
         self._using = threading.Lock()  # one thread may stop, or the interpreter end, while another asks
+
+    def await_first_row(self) -> None:
+        """The ring of another process can be found a moment before its first sample is in it."""
+        usage, deadline = self.ring.tables["usage"], time.monotonic() + _PATIENCE_S
+        while self.ring.head(usage) == 0 and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def writes(self) -> bool:
         """Whether this process writes the ring."""
@@ -158,6 +168,7 @@ class Sampler:
             self._end = weakref.finalize(self, self._running.stop)
             self._bind(self._running)
             _started.add(self)
+            self._running.await_first_row()
         return self
 
     def stop(self) -> None:
@@ -175,7 +186,9 @@ class Sampler:
         self.stop()
 
     def _bind(self, running: _Running) -> None:
-        tables = running.ring.tables
+        tables = dict(running.ring.tables)
+        if running.seat.role == "alone":
+            tables.pop("pressure", None)
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
         if running.seat.role == "attached":
             writer = running.ring.header.state.writer_pid
@@ -226,7 +239,9 @@ class Sampler:
         running = self._running
         if running is None:
             return "disabled" if self._disabled else "stopped"
-        return "sampling" if running.writes() else running.seat.role
+        if running.seat.role == "alone":  # it writes too, but a ring of its own
+            return "alone"
+        return "sampling" if running.writes() else "attached"
 
     @property
     def absent(self) -> dict[str, str]:
@@ -235,14 +250,20 @@ class Sampler:
             if self._running is None:
                 return {}
             absent = dict(self._running.plan.absent)
-            if self._running.seat.role == "alone":
-                absent["pressure"] = "left to the process that samples this group: a second reader of PSI would destroy it"
             if self._running.seat.note:
                 absent["sharing"] = self._running.seat.note
             for name, channel in self._channels.items():
                 if channel.closed:
                     absent[name] = f"closed: {channel.closed}"
+            if self._pressure_is_anothers():
+                absent["pressure"] = "left to the process that reads this group's PSI: a second reader would destroy it"
             return absent
+
+    def _pressure_is_anothers(self) -> bool:
+        assert self._running is not None
+        table = self._running.ring.tables.get("pressure")
+        closed = self._running.ring.closed(table) if table else None
+        return closed is not None and closed[1] == errno.EBUSY
 
     def describe(self) -> dict[str, Any]:
         """What a recording of this sampler says of itself: target, kernel, host, and what is absent and why."""
