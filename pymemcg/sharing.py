@@ -226,13 +226,12 @@ def _home() -> tuple[str | None, str | None]:
 
 
 def _is_tmpfs(path: str) -> bool:
-    kind = None
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split(" ")
-            if fields[1] == path:
-                kind = fields[2]
-    return kind == "tmpfs"
+    """By what the path leads to: a mount may be hidden under another, and the path may be a link."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        lines = [line.split(" ") for line in mounts]
+    return any(fields[2] == number and fields[fields.index("-") + 1] == "tmpfs" for fields in lines)
 
 
 def _lock(fd: int, kind: int) -> bool:
