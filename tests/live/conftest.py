@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups and processes for live tests: made for one test and removed after it; where they may not be made, tests skip."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from actor import Actor
+
+from pymemcg.child import ChildGroup
+
+
+@pytest.fixture(scope="session")
+def _may_make_groups() -> str | None:
+    return ChildGroup.possible()
+
+
+@pytest.fixture
+def make_group(_may_make_groups: str | None) -> Iterator[Callable[..., ChildGroup]]:
+    """Makes groups: `make_group("name", limit_bytes=…)`."""
+    if _may_make_groups:
+        pytest.skip(_may_make_groups)
+    made: list[ChildGroup] = []
+
+    def make(name: str, **options: Any) -> ChildGroup:
+        made.append(ChildGroup(name, **options))
+        return made[-1]
+
+    yield make
+    for group in reversed(made):
+        group.close()
+
+
+@pytest.fixture
+def group(make_group: Callable[..., ChildGroup]) -> ChildGroup:
+    """A group without a limit."""
+    return make_group("test")
+
+
+@pytest.fixture
+def make_actor(make_group: Callable[..., ChildGroup]) -> Iterator[Callable[..., Actor]]:
+    """Starts processes: `make_actor(group)`. They end before the groups that they are in."""
+    made: list[Actor] = []
+
+    def make(group: ChildGroup | None = None, **options: Any) -> Actor:
+        made.append(Actor(group=group, **options))
+        return made[-1]
+
+    yield make
+    for actor in made:
+        actor.close()
