@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
     from pymemcg._arrays import Array, Floats
 
-# A limit from here on is none. v2 says "max", v1 the largest page counter, which depends on the page size, and the rings
-# hold 2**63 - 1; no machine has this much. cAdvisor draws the line at the same place (maxMemorySize).
 UNLIMITED_BYTES: Final = 2**62
+"""A limit from here on is none.
+
+v2 says "max", v1 the largest page counter, which depends on the page size, and the rings hold 2**63 - 1; no machine has this
+much. cAdvisor draws the line at the same place (maxMemorySize).
+"""
 
 # Growth is a median over all pairs of points: of the rows themselves they would be n²/2.
 _GROWTH_POINTS: Final = 64

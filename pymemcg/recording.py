@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recording:
-    """A recording's channels, as a sampler has them.
+    """A recording's channels, as a sampler has them; one that was not recorded has no columns.
 
     Args:
         path: The file.
@@ -28,7 +28,6 @@ class Recording:
     Attributes:
         path: The file.
         info: What it says of itself: target, kernel, host, what was absent and why.
-        usage, stat, pressure, limits, node, processes, clock, events: The channels; one that was not recorded has no columns.
 
     Raises:
         RecordingError: It cannot be opened, is damaged, no recording, or of another version.
@@ -37,13 +36,21 @@ class Recording:
     """
 
     usage: Channel
+    """A row a tick: usage, hits, OOM kills, and RSS of the sampling process."""
     stat: Channel
+    """memory.stat, ten rows a second by default."""
     pressure: Channel
+    """Stall time so far by PSI, a row whenever it may be read."""
     limits: Channel
+    """Limit, usage and hits of every level, a row a change."""
     node: Channel
+    """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
     processes: Channel
+    """RSS of every process in the group and below, ten times a second."""
     clock: Channel
+    """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
     events: Channel
+    """What happened to the sampling itself, as it happens."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)

@@ -100,20 +100,25 @@ class Sampler:
         adaptive: Tick at 100 Hz far from every limit, and yield until the sampler takes at most 1/20 of the CPU time that the
             rest of the group takes, so that PSI is not diluted. False keeps the full rate.
 
-    Attributes:
-        usage, stat, pressure, limits, node, processes, clock, events: The channels.
-
     Thread-safe. A forked child re-attaches at its first use of the sampler.
     """
 
     usage: Channel
+    """A row a tick: usage, hits, OOM kills, and RSS of the sampling process."""
     stat: Channel
+    """memory.stat, ten rows a second by default."""
     pressure: Channel
+    """Stall time so far by PSI, a row whenever it may be read."""
     limits: Channel
+    """Limit, usage and hits of every level, a row a change."""
     node: Channel
+    """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
     processes: Channel
+    """RSS of every process in the group and below, ten times a second."""
     clock: Channel
+    """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
     events: Channel
+    """What happened to the sampling itself, as it happens."""
 
     def __init__(
         self,
@@ -233,7 +238,11 @@ class Sampler:
 
     @property
     def role(self) -> str:
-        """One of "sampling", "attached", "alone" (see `pymemcg.sharing.Seat`), "stopped" and "disabled"."""
+        """This process's part.
+
+        "sampling"; "attached": another process samples, and its rings are read; "alone": another samples and its rings cannot
+        be had, so this one samples counters for itself and leaves PSI to the other; "stopped"; or "disabled".
+        """
         if self._forked:
             self._reattach()
         running = self._running

@@ -84,6 +84,7 @@ CHANNELS: Final[dict[str, dict[str, str]]] = {
     "clock": CLOCK_UNITS,
     "events": EVENTS_UNITS,
 }
+"""Channel to its columns and their units; those of `stat_fields` and `node_fields` come on top."""
 
 # ---- memory.stat ---------------------------------------------------------------------------------------------------
 
@@ -251,9 +252,6 @@ def node_fields(keys: Iterable[str]) -> list[Field]:
 
 # ---- Names and units by column -------------------------------------------------------------------------------------
 
-# "file" or "file:key" of the columns that do not come from memory.stat, by cgroup version. What a version does not have
-# is not listed. The hits differ in what they count: v1's failcnt only charges that failed at the group's own limit,
-# v2's events also those at the limits of its descendants.
 RAW_NAMES: Final[dict[int, dict[str, str]]] = {
     1: {
         "usage_bytes": "memory.usage_in_bytes",
@@ -273,6 +271,11 @@ RAW_NAMES: Final[dict[int, dict[str, str]]] = {
         "hits": "memory.events:max",
     },
 }
+"""By cgroup version, "file" or "file:key" of the columns that do not come from memory.stat.
+
+What a version does not have is not listed. The hits differ in what they count: v1's failcnt only charges that failed at the
+group's own limit, v2's events also those at the limits of its descendants.
+"""
 
 _STATIC_UNITS: Final[dict[str, str]] = {column: unit for units in CHANNELS.values() for column, unit in units.items()}
 
