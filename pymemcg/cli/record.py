@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from pymemcg.cli import Terminated
 from pymemcg.cli._arguments import add_target, duration, rate
 from pymemcg.cli._text import aligned, has_rich, number, size, span
 
@@ -54,23 +56,38 @@ def run(args: argparse.Namespace) -> int:
     from pymemcg.recording import Recorder
 
     options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate}
-    interrupted: KeyboardInterrupt | None = None
     with sampler_of(args.target, **options) as sampler:
-        with Recorder(sampler, args.output, args.duration) as recorder:
-            try:
-                _record(recorder, args.duration)
-            except KeyboardInterrupt as error:
-                interrupted = error
-        print("\n".join(_summary(sampler, recorder, args, interrupted=interrupted is not None)))
-    if interrupted is not None:
-        raise interrupted
+        with _interrupts_kept() as asked, Recorder(sampler, args.output, args.duration) as recorder:
+            _record(recorder, args.duration, asked)
+        print("\n".join(_summary(sampler, recorder, args, interrupted=bool(asked))))
+    if asked:
+        raise asked[0]
     return 0
 
 
-def _record(recorder: Recorder, seconds: float) -> None:
+@contextmanager
+def _interrupts_kept() -> Iterator[list[KeyboardInterrupt]]:
+    """What would end the command, told afterwards: it must not break off a write in the middle."""
+    asked: list[KeyboardInterrupt] = []
+
+    def keep(which: int, _frame: object) -> None:
+        asked.append(Terminated() if which == signal.SIGTERM else KeyboardInterrupt())
+
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {which: handler for which, handler in before.items() if handler is not signal.SIG_IGN}
+    for which in heeded:
+        signal.signal(which, keep)
+    try:
+        yield asked
+    finally:
+        for which, handler in heeded.items():
+            signal.signal(which, handler)
+
+
+def _record(recorder: Recorder, seconds: float, asked_to_end: list[KeyboardInterrupt]) -> None:
     begun = time.monotonic()
     with _progress(seconds) as tell:
-        while True:
+        while not asked_to_end:
             left = begun + seconds - time.monotonic()
             time.sleep(min(_WRITE_S, max(0.0, left)))
             rows = recorder.write()
