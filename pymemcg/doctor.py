@@ -42,11 +42,12 @@ _NEEDS = {
 }
 
 
-def examine(spec: str = "self") -> dict[str, Any]:
+def examine(spec: str = "self", *, root: str = "/") -> dict[str, Any]:
     """Look at everything.
 
     Args:
         spec: The target; see `pymemcg.resolve`.
+        root: Where the group's machine has its `/`; another one than "/" in tests.
 
     Returns:
         pymemcg, python, kernel, machine, page_bytes; group: None where there is none, else spec, layout, cgroup_version,
@@ -66,7 +67,7 @@ def examine(spec: str = "self") -> dict[str, Any]:
     }
     checks: list[Check] = []
     try:
-        target = resolve(spec)
+        target = resolve(spec, root=root)
         plan = default_plan(target)
     except TargetError:
         raise
@@ -90,8 +91,8 @@ def _group(target: Target) -> dict[str, Any]:
 def _check_channels(plan: Plan) -> Iterator[Check]:
     columns = {spec.name: [name for name in spec.columns if not name.endswith("_ns")] for spec in plan.channels}
     usage = columns["usage"]
-    state: State = "yes" if "usage_bytes" in usage else "no"
-    yield Check("usage", state, f"1,000 rows a second: {' '.join(usage) or 'nothing'}", facts={"columns": usage})
+    if "usage_bytes" in usage:
+        yield Check("usage", "yes", f"1,000 rows a second: {' '.join(usage)}", facts={"columns": usage})
     if "stat" in columns:
         says = f"10 rows a second: {len(columns['stat'])} figures of memory.stat"
         if plan.target.version == 1:
@@ -204,7 +205,8 @@ def _writer_of(path: str) -> int | None:
     except OSError:
         return None
     try:
-        return int(Ring(fd, path).header.state.writer_pid) or None
+        ring = Ring(fd, path)  # held: its header does not keep it mapped
+        return int(ring.header.state.writer_pid) or None
     except MemcgError:
         return None
     finally:

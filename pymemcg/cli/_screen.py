@@ -134,6 +134,8 @@ class _Screen:
         now = self._now
         rows: list[Row] = []
         usage = self._sampler.usage.window(seconds=_HISTORY_S)
+        if "limit_hits" not in now:
+            rows.append((_HIT_TITLES["limit_hits"], UNKNOWN, now["absent"].get("limit_hits") or now["absent"].get("hits", "")))
         for name in HITS:
             if now.get(name) or (name == "limit_hits" and name in now):
                 rises = increases(usage, name, now["t_ns"], _HISTORY_S, self._rest)
