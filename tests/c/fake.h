@@ -114,13 +114,29 @@ static const struct memcg_field FAKE_PRESSURE[] = {{"some_us", "some_us"}, {"ful
 static const struct memcg_field FAKE_VMSTAT[] = {{"allocstall_normal", "allocstall_normal"},
                                                  {"allocstall_movable", "allocstall_movable"}};
 
-/* Made in a folder under /tmp; fake_remove() ends it. `fake` must stay where it is. */
+static struct fake *fake_made;
+static pid_t fake_owner;
+
+static inline void fake_clean(void)
+{
+    for (int i = 0; fake_made && fake_owner == getpid() && i < FAKE_FILES; i++)
+        unlink(fake_made->path[i]);
+    if (fake_made && fake_owner == getpid())
+        rmdir(fake_made->folder);
+    fake_made = NULL;
+}
+
+/* Made in a folder under /tmp, which is gone after fake_remove() or at the program's end. `fake` must stay where it is. */
 static inline void fake_make(struct fake *fake)
 {
     char folder[] = "/tmp/memcg-fake-XXXXXX";
     CHECK(mkdtemp(folder), "no folder");
     memset(fake, 0, sizeof *fake);
     memcpy(fake->folder, folder, sizeof folder);
+    if (!fake_owner)
+        atexit(fake_clean);
+    fake_owner = getpid();
+    fake_made = fake;
     for (int i = 0; i < FAKE_FILES; i++)
         snprintf(fake->path[i], sizeof fake->path[i], "%s/%s", folder, FAKE_FILE[i].name);
     fake_restore(fake);
@@ -153,9 +169,7 @@ static inline void fake_remove(struct fake *fake)
 {
     memcg_map_free(fake->map);
     close(fake->config.ring_fd);
-    for (int i = 0; i < FAKE_FILES; i++)
-        unlink(fake->path[i]);
-    CHECK(rmdir(fake->folder) == 0, "cannot remove %s", fake->folder);
+    fake_clean();
 }
 
 /* ---- What a reader sees ----------------------------------------------------------------------------------------------------- */
@@ -233,5 +247,48 @@ static inline int fake_count(const char *folder)
     closedir(entries);
     return count;
 }
+
+/* A thread of this process by the name that it gave itself. Waits for it. */
+static inline pid_t fake_thread(const char *name)
+{
+    for (;; usleep(1000)) {
+        DIR *tasks = opendir("/proc/self/task");
+        CHECK(tasks, "no /proc/self/task");
+        for (struct dirent *task; (task = readdir(tasks));) {
+            char path[300], have[32] = "";
+            snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+            FILE *file = fopen(path, "re");
+            if (!file || !fgets(have, sizeof have, file))
+                have[0] = '\0';
+            if (file)
+                fclose(file);
+            if (strncmp(have, name, strlen(name)) == 0 && have[strlen(name)] == '\n') {
+                pid_t tid = (pid_t)atoi(task->d_name);
+                closedir(tasks);
+                return tid;
+            }
+        }
+        closedir(tasks);
+    }
+}
+
+/* Page faults of a thread so far, minor and major. */
+static inline void fake_faults(pid_t tid, uint64_t ret_faults[2])
+{
+    char path[64], text[1024] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
+    FILE *file = fopen(path, "re");
+    CHECK(file && fgets(text, sizeof text, file), "no %s", path);
+    fclose(file);
+    CHECK(sscanf(strrchr(text, ')') + 2, "%*c %*d %*d %*d %*d %*d %*u %" SCNu64 " %*u %" SCNu64, &ret_faults[0],
+                 &ret_faults[1]) == 2,
+          "%s", text);
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FAKE_SANITIZED 1
+#else
+#define FAKE_SANITIZED 0
+#endif
 
 #endif
