@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
 from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width
 from pymemcg.errors import MemcgError, SourceError
 from pymemcg.mounts import read_text
+from pymemcg.once import read_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,7 @@ LIMIT_BYTES: Final = 64 << 20
 SECONDS: Final = 8.0
 _OWN_SECONDS: Final = 3.0
 _DATA_BYTES: Final = 96 << 20  # half as much again as the limit
+_ROOM_BYTES: Final = 2 * (LIMIT_BYTES + _DATA_BYTES)  # the service, its file on the way to the disk, and as much again
 _GRACE_S: Final = 20.0  # beyond SECONDS: a squeezed service is slow to end
 _IN_MEMORY: Final = {"tmpfs", "ramfs"}
 _NEXT: Final = (
@@ -59,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Show it."""
     del args
     colours = has_colours()
-    reason = ChildGroup.possible()
-    if reason is None and _disk() is None:
-        reason = "its file would have to lie on a disk, and no writable folder here does: set TMPDIR to one"
+    reason = _why_not()
     if reason is None:
         _run_service(colours=colours)
     else:
@@ -73,6 +74,16 @@ def run(args: argparse.Namespace) -> int:
     for command, says in _NEXT:
         print(f"  {command:<28}  {says}".rstrip())
     return 0
+
+
+def _why_not() -> str | None:
+    """Why no service can be squeezed here, or None."""
+    left = read_limits(resolve())["headroom_bytes"]
+    if left is not None and left < _ROOM_BYTES:
+        return f"only {size(left)} are left below your own limit, and whoever lives there might be killed for it"
+    if _disk() is None:
+        return "its file would have to lie on a disk, and no writable folder here does (set TMPDIR to one)"
+    return ChildGroup.possible()
 
 
 def _run_service(*, colours: bool) -> None:

@@ -359,6 +359,15 @@ def test_demo_cleans_up_when_it_is_ended(make_group, number, status):
     assert groups_of(process.pid) == []
 
 
+def test_demo_does_not_squeeze_where_its_own_group_has_little_left(make_group):
+    group = make_group("small", limit_bytes=128 * MIB)
+    done = run_inside(group, *COMMAND, "demo")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "left below your own limit" in text
+    assert "of 128.0 MiB" in text
+
+
 def test_where_no_group_can_be_made_demo_samples_its_own(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody who may not")
