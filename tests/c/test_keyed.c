@@ -235,11 +235,11 @@ static void test_limits(void)
     CHECK(with_copy(memcg_keyed_read, large, length) == -ESTALE, "a line too many appeared");
     CHECK(with_copy(memcg_keyed_learn, large, length) == -E2BIG, "a line too many");
 
-    memset(large, 'k', sizeof large);
+    memset(large, 'k', sizeof large - 1);
     memcpy(large + MEMCG_KEYED_KEY, " 1\n", 4);
     CHECK(learn(large) == 0, "the longest key");
     check_holds(large, strlen(large), "longest key");
-    memset(large, 'k', sizeof large);
+    memset(large, 'k', sizeof large - 1);
     memcpy(large + MEMCG_KEYED_KEY + 1, " 1\n", 4);
     CHECK(learn(large) == -E2BIG, "a key too long");
 

@@ -34,6 +34,17 @@ static int64_t value_of(const struct memcg_source *source, const char *key)
     return memcg_source_value(source, (size_t)index);
 }
 
+/* A captured file as a string. */
+static const char *read_text(const char *relative)
+{
+    static char text[32768];
+    size_t length;
+    char *block = harness_read(relative, &length);
+    snprintf(text, sizeof text, "%.*s", (int)length, block);
+    free(block);
+    return text;
+}
+
 /* ---- What kernels printed --------------------------------------------------------------------------------------------------- */
 
 static void check_keyed(struct memcg_source *source, const char *text, const char *what)
@@ -68,10 +79,7 @@ static void test_captured_keyed(void)
         "6.18-hybrid/sys/fs/cgroup/unified/pmc-child/cpu.stat",
     };
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
-        size_t length;
-        char *block = harness_read(files[i], &length), text[32768];
-        snprintf(text, sizeof text, "%.*s", (int)length, block);
-        free(block);
+        const char *text = read_text(files[i]);
         struct memcg_source *source = open_data(files[i], MEMCG_FORMAT_KEYED);
         check_keyed(source, text, files[i]);
         CHECK(memcg_source_read(source) == 0, "%s: the second time", files[i]);
@@ -94,15 +102,12 @@ static void test_captured_values(void)
         {"6.12-v2/sys/fs/cgroup/pmc-parent/memory.current", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        size_t length;
-        char *text = harness_read(cases[i].file, &length);
         struct memcg_source *source = open_data(cases[i].file, MEMCG_FORMAT_VALUE);
-        int64_t expected = cases[i].value ? cases[i].value : strtoll(text, NULL, 10);
+        int64_t expected = cases[i].value ? cases[i].value : strtoll(read_text(cases[i].file), NULL, 10);
         CHECK(value_of(source, "") == expected, "%s is %" PRId64, cases[i].file, memcg_source_value(source, 0));
         CHECK(memcg_source_count(source) == 1 && strcmp(memcg_source_key(source, 0), "") == 0, "one value without a name");
         CHECK(memcg_source_find(source, "usage") == -ENOENT, "a name for it");
         memcg_source_free(source);
-        free(text);
     }
 }
 
@@ -113,10 +118,8 @@ static void test_captured_psi(void)
                                         "6.12-v2/proc/pressure/memory", "6.12-v2/proc/pressure/cpu"};
     static const char *const averages[] = {"avg10", "avg60", "avg300"};
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
-        size_t length;
-        char *text = harness_read(files[i], &length);
         struct memcg_source *source = open_data(files[i], MEMCG_FORMAT_PSI);
-        for (const char *line = text; line < text + length; line = strchr(line, '\n') + 1) {
+        for (const char *line = read_text(files[i]); *line; line = strchr(line, '\n') + 1) {
             char kind[8], key[32];
             unsigned whole[3], cents[3];
             int64_t total;
@@ -133,7 +136,6 @@ static void test_captured_psi(void)
         }
         CHECK(memcg_source_find(source, "some_avg11") == -ENOENT, "an average that is not there");
         memcg_source_free(source);
-        free(text);
     }
 }
 
@@ -141,15 +143,15 @@ static void test_captured_statm(void)
 {
     static const char *const keys[] = {"size", "resident", "shared", "text", "lib", "data", "dt"};
     struct memcg_source *source = open_data("6.12-v2/proc/PID/statm", MEMCG_FORMAT_STATM);
-    size_t length;
-    char *text = harness_read("6.12-v2/proc/PID/statm", &length), *at = text;
+    const char *text = read_text("6.12-v2/proc/PID/statm");
     for (size_t i = 0; i < 7; i++) {
-        CHECK(value_of(source, keys[i]) == strtoll(at, &at, 10) * sysconf(_SC_PAGESIZE), "%s", keys[i]);
+        char *end;
+        CHECK(value_of(source, keys[i]) == strtoll(text, &end, 10) * sysconf(_SC_PAGESIZE), "%s", keys[i]);
+        text = end;
         CHECK(strcmp(memcg_source_key(source, i), keys[i]) == 0, "key %zu", i);
     }
     CHECK(memcg_source_count(source) == 7, "%zu values", memcg_source_count(source));
     memcg_source_free(source);
-    free(text);
 }
 
 /* ---- This kernel ------------------------------------------------------------------------------------------------------------ */
