@@ -117,7 +117,7 @@ def _check_pressure(plan: Plan) -> Check:
     if plan.target.pressure_scope == "host":
         says = "PSI is there, but speaks of the whole host: in cgroup2 this group's processes are in the root"
         return Check("pressure", "partly", says, "a cgroup2 group of the service's own", facts)
-    says = "PSI of this group, read only when that loses none of it (at 10 jiffies of CPU time or more)"
+    says = "PSI of this group, read only when that costs it next to nothing: seldom, and the more seldom the quieter it is"
     return Check("pressure", "yes", says, facts=facts)
 
 

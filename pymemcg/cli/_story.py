@@ -109,7 +109,7 @@ class Story:
             return self._paint("█", _ANON)
         if peak >= low + step * 0.94:
             return self._paint("▒", _CACHE)
-        return self._paint(_EIGHTHS[max(0, round((peak - low) / step * 8) - 1)], _CACHE)
+        return self._paint(_EIGHTHS[min(max(round((peak - low) / step * 8) - 1, 0), 6)], _CACHE)
 
     def _strips(self) -> Iterator[str]:
         args = self.ended_ns, self._seconds, self._cells
@@ -221,7 +221,9 @@ class Story:
         ]
         over = span(int(pressure["t_ns"][-1] - pressure["t_ns"][0]))
         host = ", of the whole host" if self.sampler.target is not None and self.sampler.target.pressure_scope == "host" else ""
-        return f"PSI {', '.join(totals)} of {over}{host}; read {number(stats['psi_reads'])} times, when that loses nothing"
+        return (
+            f"PSI {', '.join(totals)} of {over}{host}; read {number(stats['psi_reads'])} times, rarely enough to keep it true"
+        )
 
     def _cost(self) -> Iterator[tuple[str, str]]:
         stats = self.sampler.stats()
