@@ -7,11 +7,11 @@
 /* Finds the feed's keys where the source has them now. */
 static int find_keys(struct memcg_feed_binding *feed)
 {
-    for (size_t i = 0; i < feed->spec->fields; i++) {
+    for (uint32_t i = 0; i < feed->fields; i++) {
         int index = memcg_source_find(feed->source, feed->spec->field[i].key);
         if (index < 0)
             return -ENODATA; /* a key that a column stands for is gone: absent, not 0 */
-        feed->index[i] = index;
+        feed->link[i].index = (int16_t)index;
     }
     feed->generation = memcg_source_generation(feed->source);
     return 0;
@@ -23,12 +23,13 @@ static int bind_feed(const struct memcg_writer *writer, const struct memcg_chann
     if (spec->fields > MEMCG_CHANNEL_COLUMNS)
         return -E2BIG;
     feed->spec = spec;
+    feed->fields = (uint32_t)spec->fields;
     int rc = memcg_source_open(spec->path, spec->format, &feed->source);
     if (rc != 0)
         return rc;
     /* A ring that another process laid out may lack a column: then that value goes nowhere. */
     for (size_t i = 0; i < spec->fields; i++)
-        feed->column[i] = memcg_channel_find(writer, channel, spec->field[i].column);
+        feed->link[i].column = (int16_t)memcg_channel_find(writer, channel, spec->field[i].column);
     return find_keys(feed);
 }
 
@@ -37,9 +38,9 @@ static void find_unfed(struct memcg_fed *fed)
 {
     bool is_fed[MEMCG_CHANNEL_COLUMNS] = {false};
     for (uint32_t i = 0; i < fed->feeds; i++)
-        for (size_t k = 0; k < fed->feed[i].spec->fields; k++)
-            if (fed->feed[i].column[k] >= 0)
-                is_fed[fed->feed[i].column[k]] = true;
+        for (uint32_t k = 0; k < fed->feed[i].fields; k++)
+            if (fed->feed[i].link[k].column >= 0)
+                is_fed[fed->feed[i].link[k].column] = true;
     for (uint32_t c = 0; c < fed->channel.columns; c++)
         if (!is_fed[c])
             fed->unfed_column[fed->unfed++] = (int)c;
@@ -92,9 +93,10 @@ int memcg_fed_read(struct memcg_fed *fed)
             rc = find_keys(feed);
         if (rc != 0)
             return rc;
-        for (size_t k = 0; k < feed->spec->fields; k++)
-            if (feed->column[k] >= 0)
-                memcg_channel_put(&fed->channel, feed->column[k], memcg_source_value(feed->source, (size_t)feed->index[k]));
+        for (uint32_t k = 0; k < feed->fields; k++)
+            if (feed->link[k].column >= 0)
+                memcg_channel_put(&fed->channel, feed->link[k].column,
+                                  memcg_source_value(feed->source, (size_t)feed->link[k].index));
     }
     return 0;
 }
@@ -102,7 +104,7 @@ int memcg_fed_read(struct memcg_fed *fed)
 struct memcg_cell memcg_fed_find(const struct memcg_fed *fed, const char *column)
 {
     for (uint32_t i = 0; i < fed->feeds; i++)
-        for (size_t k = 0; k < fed->feed[i].spec->fields; k++)
+        for (uint32_t k = 0; k < fed->feed[i].fields; k++)
             if (strcmp(fed->feed[i].spec->field[k].column, column) == 0)
                 return (struct memcg_cell){.feed = &fed->feed[i], .field = k};
     return (struct memcg_cell){0};

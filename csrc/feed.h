@@ -8,12 +8,16 @@
 
 enum { MEMCG_FEEDS = 8 }; /* at most, in one channel */
 
+/* Everything that a tick needs stands together: between ticks the service has had the caches. */
 struct memcg_feed_binding {
-    const struct memcg_feed *spec;
     struct memcg_source *source;
     uint32_t generation; /* of the source's layout that `index` speaks of */
-    int index[MEMCG_CHANNEL_COLUMNS];
-    int column[MEMCG_CHANNEL_COLUMNS];
+    uint32_t fields;
+    struct {
+        int16_t index;  /* in the source */
+        int16_t column; /* in the channel; -1 = it has none for this */
+    } link[MEMCG_CHANNEL_COLUMNS];
+    const struct memcg_feed *spec;
 };
 
 /* A channel with all that feeds it. */
@@ -46,7 +50,7 @@ struct memcg_cell memcg_fed_find(const struct memcg_fed *fed, const char *column
 /* Its value as last read; 0 where nothing feeds it. */
 static inline int64_t memcg_cell_value(struct memcg_cell cell)
 {
-    return cell.feed ? memcg_source_value(cell.feed->source, (size_t)cell.feed->index[cell.field]) : 0;
+    return cell.feed ? memcg_source_value(cell.feed->source, (size_t)cell.feed->link[cell.field].index) : 0;
 }
 
 #endif

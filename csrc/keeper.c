@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the keeper thread reads ten times a second: memory.stat, the node, limits, processes, the clock, and what happened. */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #include "sampler.h"
@@ -92,9 +93,9 @@ static void keep_node(struct memcg_sampler *sampler, uint64_t now)
     keeper->node_due_ns = now + sampler->config.node_period_ns * 7 / 8;
     int64_t stalls = 0;
     const struct memcg_feed_binding *vmstat = &keeper->node.feed[0];
-    for (size_t k = 0; keeper->node.feeds && k < vmstat->spec->fields; k++)
+    for (size_t k = 0; keeper->node.feeds && k < vmstat->fields; k++)
         if (strncmp(vmstat->spec->field[k].column, "allocstall", 10) == 0)
-            stalls += memcg_source_value(vmstat->source, (size_t)vmstat->index[k]);
+            stalls += memcg_source_value(vmstat->source, (size_t)vmstat->link[k].index);
     if (stalls != keeper->allocstall && keeper->allocstall >= 0)
         store_relaxed(&sampler->node_hit_ns, now);
     keeper->allocstall = stalls;
@@ -125,7 +126,7 @@ static void keep_processes(struct memcg_sampler *sampler, uint64_t now)
     struct memcg_keeper *keeper = &sampler->keeper;
     if (!memcg_channel_is_open(&keeper->processes) || now < keeper->processes_due_ns)
         return;
-    int rc = memcg_processes_read(&keeper->processes, keeper->processes_column, sampler->config.group, now);
+    int rc = memcg_processes_read(&keeper->processes, keeper->processes_column, keeper->group, now);
     if (rc != 0) {
         memcg_channel_close(&keeper->processes, -rc, now);
         return;
@@ -198,6 +199,13 @@ int memcg_keeper_open(struct memcg_sampler *sampler)
         rc = bind(sampler, "limits", &keeper->limits, LIMITS, 6, keeper->limits_column);
     if (rc == 0 && sampler->config.group)
         rc = bind(sampler, "processes", &keeper->processes, PROCESSES, 5, keeper->processes_column);
+    if (rc == 0 && keeper->processes.header) {
+        keeper->group = open(sampler->config.group, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (keeper->group < 0) {
+            sampler->failed = sampler->config.group;
+            rc = -errno;
+        }
+    }
     if (rc == 0)
         rc = bind(sampler, "clock", &keeper->clock, CLOCK, 2, keeper->clock_column);
     if (rc == 0)
@@ -212,6 +220,8 @@ void memcg_keeper_close(struct memcg_sampler *sampler)
 {
     memcg_fed_close(&sampler->keeper.stat);
     memcg_fed_close(&sampler->keeper.node);
+    if (sampler->keeper.group > 0)
+        close(sampler->keeper.group);
     for (uint32_t i = 0; i < sampler->config.levels; i++)
         memcg_level_close(&sampler->keeper.level[i]);
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "parse.h"
@@ -33,12 +34,13 @@ static void read_process(struct memcg_channel *channel, const int column[COLUMNS
     memcg_channel_publish(channel);
 }
 
-/* cgroup.procs: a pid a line, 0 for one outside our pid namespace. Read in pieces, since it has no bound. */
-static void read_group(struct memcg_channel *channel, const int column[COLUMNS], int group, uint64_t t_ns)
+/* cgroup.procs: a pid a line, 0 for one outside our pid namespace. Read in pieces, since it has no bound, and opened anew each time:
+ * v1 would go on with the list that it made at the first read. */
+static int read_group(struct memcg_channel *channel, const int column[COLUMNS], int group, uint64_t t_ns)
 {
     int fd = openat(group, "cgroup.procs", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return;
+        return -errno;
     char text[4096];
     uint64_t pid = 0;
     for (ssize_t n; (n = read(fd, text, sizeof text)) > 0;)
@@ -52,31 +54,40 @@ static void read_group(struct memcg_channel *channel, const int column[COLUMNS],
             pid = 0;
         }
     close(fd);
+    return 0;
 }
 
-static void read_tree(struct memcg_channel *channel, const int column[COLUMNS], int group, uint64_t t_ns, int depth)
+/* Groups below. A group's directory has a link from each of them, beside its own two: most have none, and to list their files only
+ * to find that out took longer than all else. */
+static void read_below(struct memcg_channel *channel, const int column[COLUMNS], int group, uint64_t t_ns, int depth)
 {
-    read_group(channel, column, group, t_ns);
-    DIR *folder = depth < DEPTH ? fdopendir(group) : NULL;
+    struct stat status;
+    if (depth == DEPTH || fstat(group, &status) != 0 || status.st_nlink == 2)
+        return;
+    int listed = openat(group, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *folder = listed < 0 ? NULL : fdopendir(listed);
     if (!folder) {
-        close(group);
+        if (listed >= 0)
+            close(listed);
         return;
     }
     for (struct dirent *entry; (entry = readdir(folder));) {
         if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
             continue;
-        int child = openat(group, entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (child >= 0)
-            read_tree(channel, column, child, t_ns, depth + 1);
+        int child = openat(group, entry->d_name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (child < 0)
+            continue;
+        (void)read_group(channel, column, child, t_ns); /* it may just have been removed */
+        read_below(channel, column, child, t_ns, depth + 1);
+        close(child);
     }
-    closedir(folder); /* and `group` with it */
+    closedir(folder);
 }
 
-int memcg_processes_read(struct memcg_channel *channel, const int column[COLUMNS], const char *group, uint64_t t_ns)
+int memcg_processes_read(struct memcg_channel *channel, const int column[COLUMNS], int group, uint64_t t_ns)
 {
-    int fd = open(group, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    read_tree(channel, column, fd, t_ns, 0);
-    return 0;
+    int rc = read_group(channel, column, group, t_ns);
+    if (rc == 0)
+        read_below(channel, column, group, t_ns, 0);
+    return rc;
 }

@@ -95,7 +95,8 @@ static int take_lead(struct memcg_sampler *sampler)
 static bool wait_for_lock(struct memcg_sampler *sampler)
 {
     while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
-        if (memcg_thread_wait(sampler, now_ns() + TAKEOVER_NS))
+        uint64_t now = now_ns();
+        if (memcg_thread_wait(sampler, now, now + TAKEOVER_NS))
             return true;
         if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && take_lead(sampler) != 0)
             flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */
@@ -113,7 +114,7 @@ static void *run_keeper(void *argument)
     while (true) {
         uint64_t now = now_ns(), period = memcg_keeper_period(sampler, cost);
         deadline = deadline + period > now ? deadline + period : now + period;
-        if (memcg_thread_wait(sampler, deadline))
+        if (memcg_thread_wait(sampler, now, deadline))
             return NULL;
         memcg_keeper_round(sampler);
         memcg_pressure_claim(sampler);

@@ -50,6 +50,7 @@ struct memcg_keeper {
     struct memcg_level_sources level[MEMCG_LEVELS];
     int64_t seen[MEMCG_LEVELS][3]; /* limit, high, hits of the last row */
     int limits_column[6], processes_column[5], clock_column[2], events_column[4];
+    int group; /* its directory; 0 = not open */
     int64_t allocstall;
     uint64_t stat_due_ns, node_due_ns, processes_due_ns, clock_due_ns;
     uint64_t stat_period_ns, processes_period_ns;
@@ -91,8 +92,8 @@ static inline void memcg_state_cost(struct memcg_state *state, const struct memc
 int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler);
 /* Names the calling thread, makes its timers exact and touches the stack that it will use. */
 void memcg_thread_begin(const char *name);
-/* Sleeps until the deadline; true = told to stop. */
-bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t deadline_ns);
+/* Sleeps until the deadline; true = told to stop. `now` is about now: a caller knows. */
+bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t now, uint64_t deadline);
 /* Tells the sampler's threads to stop, and wakes them. */
 void memcg_thread_stop(struct memcg_sampler *sampler);
 uint64_t memcg_thread_cpu_ns(void);
@@ -124,7 +125,8 @@ uint64_t memcg_keeper_period(const struct memcg_sampler *sampler, uint64_t cost_
 void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
 void memcg_keeper_close(struct memcg_sampler *sampler);
 
-/* Rows of `processes` for every process in the group and below. */
-int memcg_processes_read(struct memcg_channel *channel, const int column[5], const char *group, uint64_t t_ns);
+/* Rows of `processes` for every process in the group, a descriptor of its directory (O_PATH will do), and below. -ENOENT: it is
+ * gone. */
+int memcg_processes_read(struct memcg_channel *channel, const int column[5], int group, uint64_t t_ns);
 
 #endif

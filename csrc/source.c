@@ -14,17 +14,18 @@
 enum { TEXT_BYTES = 1024, FEW_VALUES = 8 }; /* of the formats that are not keyed */
 
 struct memcg_source {
+    /* What every read needs, in one cache line … */
     int fd;
     int format;
-    size_t bytes;        /* of this object */
-    uint32_t generation; /* how often the layout was learnt */
-    size_t page_bytes;
-    int64_t value[FEW_VALUES]; /* of the formats that are not keyed */
-    size_t count;
-    char key[MEMCG_KEYED_KEY + 1]; /* for memcg_source_key() */
     char *text;
     size_t text_bytes;
     struct memcg_keyed *keyed;
+    uint32_t generation; /* how often the layout was learnt */
+    uint32_t count;
+    size_t page_bytes;
+    int64_t value[FEW_VALUES];     /* … and the next; of the formats that are not keyed */
+    size_t bytes;                  /* of this object */
+    char key[MEMCG_KEYED_KEY + 1]; /* for memcg_source_key() */
 };
 
 static const char *const STATM_KEYS[] = {"size", "resident", "shared", "text", "lib", "data", "dt"};

@@ -9,6 +9,8 @@
 
 #include "sampler.h"
 
+static const uint64_t BRIEF_NS = 2000000; /* a stop may wait that long */
+
 uint64_t memcg_thread_cpu_ns(void)
 {
     struct timespec used;
@@ -26,15 +28,23 @@ void memcg_thread_begin(const char *name)
     prctl(PR_SET_TIMERSLACK, 1UL); /* ns; the default of 50 us is half of a 10 kHz tick */
 }
 
-bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t deadline_ns)
+/* True = the deadline has passed; false = woken before. The same absolute deadline on CLOCK_MONOTONIC either way: a futex lets a
+ * stop end the sleep at once, but takes 0.5 us of CPU time more than clock_nanosleep, 1/20 of what a sleep and its end take in all. */
+static bool sleep_until(uint32_t *stop, uint64_t deadline_ns, bool brief)
 {
-    /* A futex, not clock_nanosleep: the same absolute deadline on CLOCK_MONOTONIC, but a stop ends it at once. */
     const struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
                                       .tv_nsec = (long)(deadline_ns % 1000000000u)};
+    if (brief)
+        return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &deadline, NULL) == 0;
+    return syscall(SYS_futex, stop, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0, &deadline, NULL, FUTEX_BITSET_MATCH_ANY) != 0 &&
+           errno == ETIMEDOUT;
+}
+
+bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t now, uint64_t deadline)
+{
+    bool brief = deadline < now + BRIEF_NS;
     while (!__atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE))
-        if (syscall(SYS_futex, &sampler->stop, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 0, &deadline, NULL,
-                    FUTEX_BITSET_MATCH_ANY) != 0 &&
-            errno == ETIMEDOUT)
+        if (sleep_until(&sampler->stop, deadline, brief))
             return __atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE);
     return true;
 }

@@ -253,14 +253,15 @@ void *memcg_tick_run(void *argument)
     struct memcg_tick *tick = &sampler->tick;
     struct memcg_state *state = &sampler->writer.header->state;
     memcg_thread_begin("pymemcg-tick");
-    uint64_t deadline = now_ns() + tick->pace.full_ns;
-    tick->last_control_ns = now_ns();
-    tick->control_ns = tick->last_control_ns + CONTROL_NS;
-    while (!memcg_thread_wait(sampler, deadline)) {
+    uint64_t now = now_ns(), deadline = now + tick->pace.full_ns;
+    tick->last_control_ns = now;
+    tick->control_ns = now + CONTROL_NS;
+    while (!memcg_thread_wait(sampler, now, deadline)) {
         (void)memcg_tick_sample(sampler, deadline); /* what failed has closed its channel */
         if (!memcg_channel_is_open(&tick->usage.channel) && !memcg_channel_is_open(&tick->pressure.channel))
             break;
-        uint64_t now = now_ns(), period = memcg_pace_next(&tick->pace, now);
+        now = now_ns();
+        uint64_t period = memcg_pace_next(&tick->pace, now);
         deadline += period;
         if (deadline <= now) { /* late by more than a period: skip what has passed, do not bunch it */
             uint64_t passed = (now - deadline) / period + 1;
