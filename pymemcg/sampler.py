@@ -148,8 +148,10 @@ class Sampler:
         self._running: _Running | None = None
         self._end: weakref.finalize[Any, Any] | None = None
         self._forked = False
+        self._told = False
         self._target: Target | None = None
         self._channels: dict[str, Channel] = {}
+        _samplers[id(self)] = self
 
     # ---- Life cycle ----
 
@@ -172,7 +174,7 @@ class Sampler:
             # Also when the sampler is dropped or the interpreter ends: the threads use memory that belongs to Python.
             self._end = weakref.finalize(self, self._running.stop)
             self._bind(self._running)
-            _started.add(self)
+            self._forked = False
             self._running.await_first_row()
         return self
 
@@ -180,7 +182,7 @@ class Sampler:
         """End sampling at once. What has been sampled stays readable."""
         with self._lock:
             running, self._running = self._running, None
-            _started.discard(self)
+            self._forked = False
             if running is not None and self._end is not None:
                 self._end()
 
@@ -208,16 +210,18 @@ class Sampler:
         if running is not None and self._end is not None:
             self._end.detach()
             running.forget()
-            self._forked = True
+            self._forked, self._told = True, False
 
     def _reattach(self) -> None:
+        """At the first use in a forked child; where that fails, at the next."""
         with self._lock:
-            if self._forked:
-                self._forked = False
+            if self._forked and not self._told:
+                self._told = True
                 import logging  # 0.7 MiB that a container that is full does not have for doctor
 
                 told = "pymemcg: this process (%d) was forked from one that samples; it attaches anew"
                 logging.getLogger("pymemcg").warning(told, os.getpid())
+            if self._forked:
                 self.start()
 
     # ---- What it knows ----
@@ -255,6 +259,8 @@ class Sampler:
     @property
     def absent(self) -> dict[str, str]:
         """What is not measured here, a channel or a column, and why."""
+        if self._forked:
+            self._reattach()
         with self._lock:
             if self._running is None:
                 return {}
@@ -276,6 +282,8 @@ class Sampler:
 
     def describe(self) -> dict[str, Any]:
         """What a recording of this sampler says of itself: target, kernel, host, and what is absent and why."""
+        if self._forked:
+            self._reattach()
         with self._lock:
             return self._running.plan.info() | {"absent": self.absent} if self._running else {}
 
@@ -318,12 +326,33 @@ class Sampler:
         return f"<Sampler of {os.fspath(self._spec)!r}: {self.role}>"
 
 
-_started: weakref.WeakSet[Sampler] = weakref.WeakSet()
+_samplers: weakref.WeakValueDictionary[int, Sampler] = weakref.WeakValueDictionary()
+_fork_lock = threading.RLock()
+_waited_for: list[Sampler] = []
+
+
+def _before_fork() -> None:
+    """Let starts and stops in other threads end first: the child would hold their descriptors, with locks, for good."""
+    global _waited_for  # noqa: PLW0603 - from here to `_after_fork_in_parent`, under the lock
+    _fork_lock.acquire()
+    _waited_for = [sampler for _, sampler in sorted(_samplers.items())]
+    for sampler in _waited_for:
+        sampler._lock.acquire()  # noqa: SLF001 - one room
+
+
+def _after_fork_in_parent() -> None:
+    global _waited_for  # noqa: PLW0603 - see `_before_fork`
+    for sampler in _waited_for:
+        sampler._lock.release()  # noqa: SLF001 - one room
+    _waited_for = []
+    _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    for sampler in list(_started):
+    global _fork_lock, _waited_for  # the thread that would release them is the parent's
+    _fork_lock, _waited_for = threading.RLock(), []
+    for sampler in list(_samplers.values()):
         sampler._after_fork()  # noqa: SLF001 - one room
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
