@@ -28,10 +28,7 @@ def start(actor, *arguments: str) -> str:
 
 
 def takeovers(actor) -> list[dict[str, int]]:
-    kinds, values, since, times = (
-        actor.do(f"s.events.window()[{name!r}].tolist()") for name in ("kind", "value", "since_ns", "t_ns")
-    )
-    rows = zip(kinds, values, since, times, strict=True)
+    rows = actor.do("s.events.window().to_numpy()[['kind', 'value', 'since_ns', 't_ns']].tolist()")
     return [{"pid": v, "since_ns": s, "t_ns": t} for k, v, s, t in rows if k == lib.MEMCG_EVENT_TAKEOVER]
 
 
