@@ -95,8 +95,15 @@ def _row(load: Load, processes: int, seconds: float, repetitions: int, progress:
     return Row(load, processes, tuple(runs["adaptive"]), tuple(runs[None]), tuple(runs["fixed"]), tuple(runs["naive"]))
 
 
-def measure(load: Load, processes: int, observer: Observer | None, seconds: float) -> Run:
+def measure(load: Load, processes: int, observer: Observer | None, seconds: float, *, naive_s: float = _NAIVE_S) -> Run:
     """Run a load in a group of its own.
+
+    Args:
+        load: Which.
+        processes: How many share it.
+        observer: Who watches; None = nobody.
+        seconds: How long.
+        naive_s: How often the naive observer reads.
 
     Raises:
         NotSupported: There is no group to be had, or it has no PSI.
@@ -126,7 +133,7 @@ def measure(load: Load, processes: int, observer: Observer | None, seconds: floa
         begin_ns = time.monotonic_ns() + 100_000_000
         for member in members:
             member.tell(str(begin_ns))
-        with _naive_reader(file) if observer == "naive" else _nobody() as reads:
+        with _naive_reader(file, naive_s) if observer == "naive" else _nobody() as reads:
             for member in members:
                 member.expect("done")
         parent_us, psi_us, cpu_us = _some_us(parent_file) - parent_us, _some_us(file) - psi_us, _cpu_us(group) - cpu_us
@@ -184,13 +191,13 @@ def _nobody() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _naive_reader(path: str) -> Iterator[list[int]]:
-    """Somebody who reads PSI every millisecond, outside of the group; yields how often, by the end."""
+def _naive_reader(path: str, every_s: float) -> Iterator[list[int]]:
+    """Somebody who reads PSI again and again, outside of the group; yields how often, by the end."""
     reads, over = [0], threading.Event()
 
     def read() -> None:
         file = os.open(path, os.O_RDONLY)
-        while not over.wait(_NAIVE_S):
+        while not over.wait(every_s):
             os.pread(file, 256, 0)
             reads[0] += 1
         os.close(file)
