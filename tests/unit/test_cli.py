@@ -131,8 +131,8 @@ def test_a_reader_that_goes_away_is_no_error(needs_a_group):
         assert process.stderr is not None
         json.loads(process.stdout.readline())
         process.stdout.close()
-        assert process.wait(timeout=30) == 128 + signal.SIGPIPE
-        assert process.stderr.read() == b""
+        errors = process.stderr.read()
+        assert (process.wait(timeout=30), errors) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -144,8 +144,7 @@ def test_signals_end_a_command_quietly(needs_a_group, number, status):
         process.stdout.readline()
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == status
-        assert errors == b""
+        assert (process.returncode, errors) == (status, b"")
 
 
 def test_a_terminal_without_the_characters_is_no_error(needs_a_group):
