@@ -107,13 +107,13 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
     struct memcg_keeper *keeper = &sampler->keeper;
     for (uint32_t i = 0; i < sampler->config.levels; i++) {
         struct memcg_level_sources *level = &keeper->level[i];
-        int64_t limit = memcg_level_value(level->limit, 0), high = memcg_level_value(level->high, 0);
-        int64_t hits = memcg_level_value(level->hits, level->hits_index);
+        int64_t limit = memcg_level_value(level->limit, ""), high = memcg_level_value(level->high, "");
+        int64_t hits = memcg_level_value(level->hits, level->hits_key);
         int64_t *seen = keeper->seen[i];
         store_relaxed(&sampler->limits[i], (uint64_t)(limit < high ? limit : high));
         if (keeper->limits.header == NULL || (limit == seen[0] && high == seen[1] && hits == seen[2]))
             continue;
-        const int64_t row[] = {(int64_t)now, i, limit, high, memcg_level_value(level->usage, 0), hits};
+        const int64_t row[] = {(int64_t)now, i, limit, high, memcg_level_value(level->usage, ""), hits};
         put_row(&keeper->limits, keeper->limits_column, row, 6);
         seen[0] = limit;
         seen[1] = high;

@@ -4,37 +4,35 @@
 
 #include "sampler.h"
 
-static int open_file(const char *path, const char *key, struct memcg_source **ret_source, int *ret_index,
-                     const char **ret_failed)
+static int open_file(const char *path, const char *key, struct memcg_source **ret_source, const char **ret_failed)
 {
     if (!path)
         return 0;
     *ret_failed = path;
-    int rc = memcg_source_open(path, key ? MEMCG_FORMAT_KEYED : MEMCG_FORMAT_VALUE, ret_source);
-    if (rc == 0 && ret_index) {
-        *ret_index = memcg_source_find(*ret_source, key ? key : "");
-        if (*ret_index < 0)
-            rc = -ENODATA;
-    }
-    return rc;
+    int rc = memcg_source_open(path, key[0] ? MEMCG_FORMAT_KEYED : MEMCG_FORMAT_VALUE, ret_source);
+    return rc == 0 && memcg_source_find(*ret_source, key) < 0 ? -ENODATA : rc;
 }
 
 int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_level_sources *ret_sources,
                      const char **ret_failed)
 {
-    int rc = open_file(level->usage, NULL, &ret_sources->usage, NULL, ret_failed);
+    ret_sources->hits_key = level->hits_key ? level->hits_key : "";
+    int rc = open_file(level->usage, "", &ret_sources->usage, ret_failed);
     if (rc == 0)
-        rc = open_file(level->hits, level->hits_key, &ret_sources->hits, &ret_sources->hits_index, ret_failed);
+        rc = open_file(level->hits, ret_sources->hits_key, &ret_sources->hits, ret_failed);
     if (rc == 0 && limits)
-        rc = open_file(level->limit, NULL, &ret_sources->limit, NULL, ret_failed);
+        rc = open_file(level->limit, "", &ret_sources->limit, ret_failed);
     if (rc == 0 && limits)
-        rc = open_file(level->high, NULL, &ret_sources->high, NULL, ret_failed);
+        rc = open_file(level->high, "", &ret_sources->high, ret_failed);
     return rc;
 }
 
-int64_t memcg_level_value(struct memcg_source *source, int index)
+int64_t memcg_level_value(struct memcg_source *source, const char *key)
 {
-    return source && memcg_source_read(source) == 0 ? memcg_source_value(source, (size_t)index) : MEMCG_NONE;
+    if (!source || memcg_source_read(source) != 0)
+        return MEMCG_NONE;
+    int index = memcg_source_find(source, key); /* anew: a few lines, and they may have moved */
+    return index < 0 ? MEMCG_NONE : memcg_source_value(source, (size_t)index);
 }
 
 void memcg_level_close(struct memcg_level_sources *sources)

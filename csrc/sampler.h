@@ -21,7 +21,7 @@ enum { MEMCG_LEVELS = 32, MEMCG_STACK_BYTES = 256 * 1024, MEMCG_STACK_TOUCHED = 
 /* One level of the hierarchy, as one thread reads it: two threads never share a source. */
 struct memcg_level_sources {
     struct memcg_source *usage, *limit, *high, *hits;
-    int hits_index;
+    const char *hits_key; /* "" = the file is one number */
 };
 
 struct memcg_tick {
@@ -32,7 +32,6 @@ struct memcg_tick {
     struct memcg_level_sources level[MEMCG_LEVELS];
     int64_t level_hits[MEMCG_LEVELS];
     struct memcg_source *cpu_stat;
-    int cpu_stat_index;
     struct memcg_gate gate;
     struct memcg_pace pace;
     uint64_t look_ns;     /* when ancestors are looked at next */
@@ -101,7 +100,8 @@ uint64_t memcg_thread_cpu_ns(void);
 /* Opens usage and hits of a level, and its limits where asked for. */
 int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_level_sources *ret_sources,
                      const char **ret_failed);
-int64_t memcg_level_value(struct memcg_source *source, int index); /* now, or MEMCG_NONE where there is none to be had */
+/* What the file says now; MEMCG_NONE where there is none, or no such key. */
+int64_t memcg_level_value(struct memcg_source *source, const char *key);
 void memcg_level_close(struct memcg_level_sources *sources);
 size_t memcg_level_bytes(const struct memcg_level_sources *sources);
 

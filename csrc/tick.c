@@ -9,6 +9,7 @@
 static const uint64_t LOOK_NS = 10000000;     /* ancestors: as often as the slow tick */
 static const uint64_t CONTROL_NS = 100000000; /* CPU times: long against their own granularity of a jiffy */
 static const uint64_t CPU_STAT_NS = 20000000; /* cpu.stat flushes per-CPU counters: not at every tick that waits at the gate */
+static const char CPU_KEY[] = "usage_usec";
 static const char *const HIT_COLUMNS[] = {"limit_hits", "memsw_hits", "high_hits"};
 
 static uint64_t jiffy_ns(void)
@@ -23,9 +24,10 @@ static uint64_t jiffy_ns(void)
 static void read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t own_ns)
 {
     struct memcg_tick *tick = &sampler->tick;
-    if (memcg_source_read(tick->cpu_stat) != 0)
+    int64_t usage_us = memcg_level_value(tick->cpu_stat, CPU_KEY);
+    if (usage_us == MEMCG_NONE)
         return;
-    uint64_t usage_ns = (uint64_t)memcg_source_value(tick->cpu_stat, (size_t)tick->cpu_stat_index) * 1000u;
+    uint64_t usage_ns = (uint64_t)usage_us * 1000u;
     if (usage_ns >= tick->start_cpu_ns + own_ns && usage_ns - tick->start_cpu_ns - own_ns > tick->group_cpu_ns)
         tick->group_cpu_ns = usage_ns - tick->start_cpu_ns - own_ns;
     tick->cpu_stat_ns = now;
@@ -81,12 +83,12 @@ static void look(struct memcg_sampler *sampler, uint64_t now)
     for (uint32_t i = 0; i < sampler->config.levels; i++) {
         struct memcg_level_sources *level = &tick->level[i];
         int64_t limit = (int64_t)load_relaxed(&sampler->limits[i]);
-        int64_t usage = i == 0 ? tick->pace.usage_bytes : limit == MEMCG_NONE ? 0 : memcg_level_value(level->usage, 0);
+        int64_t usage = i == 0 ? tick->pace.usage_bytes : limit == MEMCG_NONE ? 0 : memcg_level_value(level->usage, "");
         if (limit != MEMCG_NONE && usage != MEMCG_NONE && limit - usage < headroom)
             headroom = limit - usage;
         if (i == 0 || !level->hits)
             continue;
-        int64_t hits = memcg_level_value(level->hits, level->hits_index);
+        int64_t hits = memcg_level_value(level->hits, level->hits_key);
         if (hits != MEMCG_NONE && hits != tick->level_hits[i]) {
             if (tick->look_ns != 0)
                 hit(sampler, now);
@@ -209,8 +211,7 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     if (rc == 0 && config->cpu_stat) {
         sampler->failed = config->cpu_stat;
         rc = memcg_source_open(config->cpu_stat, MEMCG_FORMAT_KEYED, &tick->cpu_stat);
-        tick->cpu_stat_index = rc == 0 ? memcg_source_find(tick->cpu_stat, "usage_usec") : 0;
-        if (tick->cpu_stat_index < 0)
+        if (rc == 0 && memcg_source_find(tick->cpu_stat, CPU_KEY) < 0)
             rc = -ENODATA;
     }
     if (rc != 0)
@@ -226,8 +227,7 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     }
     if (tick->late_ns < 0 || tick->since_ns < 0 || tick->cpu_us < 0)
         return -EPROTO;
-    tick->start_cpu_ns =
-        tick->cpu_stat ? (uint64_t)memcg_source_value(tick->cpu_stat, (size_t)tick->cpu_stat_index) * 1000u : 0;
+    tick->start_cpu_ns = tick->cpu_stat ? (uint64_t)memcg_level_value(tick->cpu_stat, CPU_KEY) * 1000u : 0;
     tick->control_ns = UINT64_MAX; /* the first sample is taken by another thread, whose CPU time is not the sampler's */
     tick->gate.jiffy_ns = jiffy_ns();
     tick->gate.cpus = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);

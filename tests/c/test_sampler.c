@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include "fake.h"
+#include "sampler.h"
 
 static struct fake fake;
 
@@ -201,6 +202,38 @@ static void test_other_columns(void)
     fake.feed[3].field = FAKE_STAT;
 }
 
+/* A line that appears in front of the one that is read, as after a remount: found where it is now, not where it was. */
+static void test_moved_lines(void)
+{
+    struct memcg_level_sources level = {0};
+    const char *failed = NULL;
+    CHECK(memcg_level_open(&fake.level[0], true, &level, &failed) == 0, "no level: %s", failed);
+    CHECK(memcg_level_value(level.hits, level.hits_key) == 10, "hits");
+    fake_write(&fake, EVENTS, "local 5\nlow 0\nhigh 20\nmax 12\noom 0\noom_kill 30\n");
+    CHECK(memcg_level_value(level.hits, level.hits_key) == 12, "moved: %" PRId64,
+          memcg_level_value(level.hits, level.hits_key));
+    fake_empty(&fake, EVENTS);
+    CHECK(memcg_level_value(level.hits, level.hits_key) == MEMCG_NONE, "nothing there");
+    fake_write(&fake, EVENTS, "low 0\nhigh 20\n");
+    CHECK(memcg_level_value(level.hits, level.hits_key) == MEMCG_NONE, "no such line");
+    CHECK(memcg_level_value(level.limit, "") == 2000000 && memcg_level_value(level.high, "") == MEMCG_NONE, "limits");
+    memcg_level_close(&level);
+    fake_restore(&fake);
+}
+
+/* Where the group's CPU time cannot be known, PSI is read once and left alone: after that nobody could say when it may be. */
+static void test_no_cpu_time(void)
+{
+    fake.config.cpu_stat = NULL;
+    struct memcg_sampler *sampler = fake_start(&fake);
+    usleep(2500000); /* longer than the gate waits where nothing is hit */
+    fake_write(&fake, EVENTS, "low 0\nhigh 20\nmax 11\noom 0\noom_kill 30\n");
+    fake_wait_rows(&fake, CH_USAGE, 200);
+    CHECK(fake_head(&fake, CH_PRESSURE) == 1 && !fake_closed(&fake, CH_PRESSURE), "%" PRIu64 " reads",
+          fake_head(&fake, CH_PRESSURE));
+    memcg_sampler_stop(sampler);
+}
+
 /* Stopped for a while as if by a debugger, the process misses deadlines. They are counted and not made up for: each tick's own
  * deadline is on the grid, and those that no tick had are the missed ones. */
 static void test_missed(void)
@@ -262,6 +295,8 @@ int main(void)
     in_fake(test_failing_files);
     in_fake(test_bad_configurations);
     in_fake(test_other_columns);
+    in_fake(test_moved_lines);
+    in_fake(test_no_cpu_time);
     in_fake(test_missed);
     return 0;
 }
