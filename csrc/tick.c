@@ -129,10 +129,10 @@ void memcg_pressure_claim(struct memcg_sampler *sampler)
         return;
     /* Without a feed it was decided beforehand that PSI is another's. */
     sampler->holds_pressure = pressure->feeds && flock(memcg_source_fd(pressure->feed[0].source), LOCK_EX | LOCK_NB) == 0;
-    if (!sampler->holds_pressure)
-        memcg_channel_close(channel, EBUSY, now_ns());
-    else
+    if (sampler->holds_pressure)
         store_relaxed(&channel->header->closed_ns, 0);
+    else if (memcg_channel_is_open(channel))
+        memcg_channel_close(channel, EBUSY, now_ns());
 }
 
 static void ask_gate(struct memcg_sampler *sampler, uint64_t now)
