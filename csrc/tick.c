@@ -255,6 +255,7 @@ void *memcg_tick_run(void *argument)
     memcg_thread_begin("pymemcg-tick");
     uint64_t now = now_ns(), deadline = now + tick->pace.full_ns;
     tick->last_control_ns = now;
+    tick->last_ticks = load_relaxed(&state->ticks); /* of those who wrote the ring before us, too */
     tick->control_ns = now + CONTROL_NS;
     while (!memcg_thread_wait(sampler, now, deadline)) {
         (void)memcg_tick_sample(sampler, deadline); /* what failed has closed its channel */
