@@ -69,8 +69,10 @@ static int start_ticking(struct memcg_sampler *sampler)
 {
     int rc = memcg_thread_start(&sampler->tick_thread, memcg_tick_run, sampler);
     sampler->ticking = rc == 0;
-    if (rc != 0)
+    if (rc != 0) {
+        store_relaxed(&sampler->writer.header->state.writer_pid, 0);
         memcg_sampler_end(sampler);
+    }
     __atomic_store_n(&sampler->writes, rc == 0, __ATOMIC_RELEASE);
     return rc;
 }
