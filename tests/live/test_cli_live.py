@@ -26,11 +26,11 @@ pytestmark = pytest.mark.live
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-m", "pymemcg"]
-NO_RICH = [
-    sys.executable,
-    "-c",
-    "import sys; sys.modules.update({'rich': None, 'rich_argparse': None}); from pymemcg.cli import main; sys.exit(main())",
-]
+# Who runs the tests in a shell's background ignores SIGINT and hands that down; a person's Ctrl-C is what is meant.
+HEEDING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN = "from pymemcg.cli import main; sys.exit(main())"
+WITH_CTRL_C = [sys.executable, "-c", HEEDING + MAIN]
+NO_RICH = [sys.executable, "-c", f"{HEEDING}sys.modules.update({{'rich': None, 'rich_argparse': None}}); {MAIN}"]
 PAGES = "m = bytearray(b'x') * ({size} << 20)"
 # What must run in a full container may take this much above a bare interpreter.
 ROOM = 6 * MIB
@@ -141,7 +141,7 @@ def test_doctor_knows_counters_that_do_not_count(make_group):
 
 @contextmanager
 def watching(*words: str) -> Iterator[subprocess.Popen[str]]:
-    command = [*COMMAND, "watch", *words]
+    command = [*WITH_CTRL_C, "watch", *words]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         yield process
         process.kill()
@@ -236,7 +236,7 @@ def seen_in_terminal(command: list[str], until: bytes, *, rows: int = 24, column
 def test_the_screen_shows_the_group_and_gives_the_terminal_back(make_group):
     pytest.importorskip("rich")
     group = make_group("screen", limit_bytes=64 * MIB)
-    seen, status = seen_in_terminal([*COMMAND, "watch", group.spec, "--interval", "100ms"], b"ticks/s")
+    seen, status = seen_in_terminal([*WITH_CTRL_C, "watch", group.spec, "--interval", "100ms"], b"ticks/s")
     text = seen.decode()
     assert status == 130
     assert "of 64.0 MiB" in text
@@ -284,7 +284,7 @@ def test_record_says_that_ticks_slow_down_far_from_the_limit(make_group, tmp_pat
 def test_a_recording_that_is_ended_early_keeps_what_there_is(make_group, tmp_path, number, status):
     group = make_group("early")
     file = tmp_path / "it.memcg"
-    command = [*COMMAND, "record", group.spec, "--duration", "1h", "-o", str(file)]
+    command = [*WITH_CTRL_C, "record", group.spec, "--duration", "1h", "-o", str(file)]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 30
         while not Path(f"{file}.part").exists() and time.monotonic() < deadline:
@@ -339,7 +339,7 @@ def test_demo_squeezes_a_service_and_cleans_up(make_group, program):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_demo_cleans_up_when_it_is_ended(make_group, number, status):
-    with subprocess.Popen([*COMMAND, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([*WITH_CTRL_C, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 30
         members = ""
         while not members and process.poll() is None and time.monotonic() < deadline:
