@@ -19,11 +19,25 @@ void memcg_sampler_end(struct memcg_sampler *sampler)
     sampler->holds_pressure = 0;
 }
 
+static struct memcg_channel_header *channels_of(const struct memcg_writer *writer)
+{
+    return (void *)((char *)writer->header + writer->header->channels_offset);
+}
+
 static void reopen_channels(const struct memcg_writer *writer)
 {
-    struct memcg_channel_header *channel = (void *)((char *)writer->header + writer->header->channels_offset);
     for (uint32_t i = 0; i < writer->header->channels; i++)
-        store_relaxed(&channel[i].closed_ns, 0);
+        store_relaxed(&channels_of(writer)[i].closed_ns, 0);
+}
+
+/* Tells the ring's readers why nobody goes on with it. What its last writer closed keeps its own reason. */
+static void close_channels(const struct memcg_writer *writer, int error)
+{
+    for (uint32_t i = 0; i < writer->header->channels; i++) {
+        struct memcg_channel channel = {.header = &channels_of(writer)[i]};
+        if (memcg_channel_is_open(&channel))
+            memcg_channel_close(&channel, error, now_ns());
+    }
 }
 
 /* The time of the newest row, before we write one. */
@@ -44,7 +58,6 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
         return rc;
     struct memcg_state *state = &sampler->writer.header->state;
     *ret_last_ns = last_row_ns(&sampler->writer);
-    reopen_channels(&sampler->writer);
     store_relaxed(&state->writer_pid, (uint64_t)getpid());
     store_relaxed(&state->writer_started_ns, now_ns());
     store_relaxed(&state->full_period_ns, sampler->config.period_ns);
@@ -55,10 +68,12 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
     if (rc == 0)
         rc = memcg_tick_open(sampler);
     if (rc == 0) {
+        reopen_channels(&sampler->writer);
         memcg_keeper_round(sampler); /* first: it tells the tick the limits */
-        rc = memcg_tick_sample(sampler, now_ns());
+        rc = memcg_tick_begin(sampler);
     }
     if (rc != 0) {
+        close_channels(&sampler->writer, -rc);
         store_relaxed(&state->writer_pid, 0);
         memcg_sampler_end(sampler);
     }

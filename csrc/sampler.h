@@ -111,6 +111,8 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns);
 void memcg_sampler_end(struct memcg_sampler *sampler);
 
 int memcg_tick_open(struct memcg_sampler *sampler);
+/* Takes the first sample. */
+int memcg_tick_begin(struct memcg_sampler *sampler);
 int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns);
 void *memcg_tick_run(void *argument); /* the sampler */
 /* Tries to become the one who reads the group's PSI: its window belongs to the group, and a gate in each of several readers is no

@@ -232,10 +232,15 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     tick->gate.jiffy_ns = jiffy_ns();
     tick->gate.cpus = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
     tick->pace = (struct memcg_pace){.full_ns = config->period_ns, .adaptive = config->flags & MEMCG_ADAPTIVE};
+    return 0;
+}
+
+int memcg_tick_begin(struct memcg_sampler *sampler)
+{
     memcg_pressure_claim(sampler);
-    if (memcg_channel_is_open(pressure))
-        rc = read_pressure(sampler, now_ns()); /* where the deltas begin */
-    return rc;
+    if (memcg_channel_is_open(&sampler->tick.pressure.channel))
+        (void)read_pressure(sampler, now_ns()); /* where the deltas begin; a failure has closed the channel */
+    return memcg_tick_sample(sampler, now_ns());
 }
 
 void memcg_tick_close(struct memcg_sampler *sampler)

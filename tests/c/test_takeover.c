@@ -131,6 +131,7 @@ static void test_failing_takeover(void)
         CHECK(flock(first_lock, LOCK_UN) == 0, "cannot unlock");
     }
     CHECK(memcg_sampler_writes(second) == 0 && takeovers() == 0 && writer_pid() == 0, "it writes");
+    CHECK(fake_closed(&fake, CH_USAGE) != 0 && fake_channel(&fake, CH_USAGE)->closed_errno == ENOENT, "readers are not told");
     memcg_sampler_stop(second);
     CHECK(fake_count("/proc/self/fd") == descriptors, "descriptors leaked");
     close(first_lock);
