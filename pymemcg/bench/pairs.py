@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 CONFIDENCE = 0.95
 _RESAMPLES = 4999
@@ -19,10 +21,10 @@ _RESAMPLES = 4999
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A median with its 95 % interval.
+    """A median, or a mean, with its 95 % interval.
 
     Attributes:
-        value: The median.
+        value: The median or mean.
         low: The interval's lower end.
         high: Its upper end.
         pairs: How many values it is of.
@@ -43,15 +45,16 @@ class Estimate:
         return self.low <= value <= self.high
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], *, mean: bool = False) -> Estimate:
     """Estimate the median of a measurement.
 
     Args:
         values: One a pair, at least two.
+        mean: The mean instead, where what is rare is what counts.
 
     Returns:
-        The median and the 95 % interval of the percentile bootstrap (Efron 1979), as `scipy.stats.bootstrap` does it: it
-        supposes nothing about how the values spread, which preemption and steal time skew.
+        The median (or the mean) and the 95 % interval of the percentile bootstrap (Efron 1979), as `scipy.stats.bootstrap` does
+        it: it supposes nothing about how the values spread, which preemption and steal time skew.
 
     Raises:
         ValueError: Fewer than two values, or one that is no finite number.
@@ -61,16 +64,17 @@ def estimate(values: Sequence[float]) -> Estimate:
     sample = np.asarray(values, dtype=float)
     if sample.ndim != 1 or sample.size < 2 or not np.isfinite(sample).all():
         raise ValueError(f"at least two finite values are wanted, not {values!r}")
+    middle = np.mean if mean else np.median
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that all values are equal is no reason to warn of
         result = bootstrap(
-            (sample,), np.median, confidence_level=CONFIDENCE, n_resamples=_RESAMPLES, batch=500, method="percentile"
+            (sample,), middle, confidence_level=CONFIDENCE, n_resamples=_RESAMPLES, batch=500, method="percentile"
         )
     low, high = result.confidence_interval
-    return Estimate(float(np.median(sample)), float(low), float(high), int(sample.size))
+    return Estimate(float(middle(sample)), float(low), float(high), int(sample.size))
 
 
-def interleave(first: Callable[[], float], second: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
+def interleave(first: Callable[[], T], second: Callable[[], T], pairs: int) -> tuple[list[T], list[T]]:
     """Measure two things in turn, each pair in the other order than the one before.
 
     Args:
@@ -81,7 +85,8 @@ def interleave(first: Callable[[], float], second: Callable[[], float], pairs: i
     Returns:
         What `first` gave and what `second` gave; the values of one pair have the same index.
     """
-    firsts, seconds = [], []
+    firsts: list[T] = []
+    seconds: list[T] = []
     for i in range(pairs):
         if i % 2:
             seconds.append(second())

@@ -24,7 +24,7 @@ from pymemcg.errors import MemcgError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMANDS = ("doctor", "watch", "record", "demo")
+COMMANDS = ("doctor", "watch", "record", "demo", "bench")
 
 
 class Command(Protocol):
