@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 import time
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 
 import pymemcg
 from pymemcg._ffi import ffi, lib
+from pymemcg.cli import make_parser
 from pymemcg.recording import Recorder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 CODE = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 TITLED = {(page, found["title"]) for page in PAGES for found in CODE.finditer((DOCS / page).read_text()) if found["title"]}
+COMMAND = re.compile(r"^\$ pymemcg (.+)$", re.MULTILINE)
+COMMANDS_SHOWN = sorted({line for page in PAGES for line in COMMAND.findall((DOCS / page).read_text())})
 ROWS = {"usage": 20, "stat": 2}
 PATIENCE_S = 30
 
@@ -141,3 +145,8 @@ def test_reference_leaves_no_name_out():
         defined_in = getattr(pymemcg, name).__module__
         assert {f"pymemcg.{name}", defined_in} & shown, name
     assert {"pymemcg.metrics", "pymemcg.schema"} <= shown
+
+
+@pytest.mark.parametrize("line", COMMANDS_SHOWN)
+def test_commands_have_these_arguments(line):
+    assert make_parser().parse_args(shlex.split(line)).run
