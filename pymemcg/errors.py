@@ -63,9 +63,7 @@ class SourceError(MemcgError, OSError):
 
     exit_code = 5
 
-    def __init__(
-        self, message: str, *, path: str | None = None, hint: str | None = None, errno: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, path: str | None = None, hint: str | None = None, errno: int | None = None) -> None:
         super().__init__(message, path=path, hint=hint)
         self.errno = errno
         self.strerror = os.strerror(errno) if errno is not None else None
