@@ -86,7 +86,7 @@ static void look(struct memcg_sampler *sampler, uint64_t now)
         int64_t usage = i == 0 ? tick->pace.usage_bytes : limit == MEMCG_NONE ? 0 : memcg_level_value(level->usage, "");
         if (limit != MEMCG_NONE && usage != MEMCG_NONE && limit - usage < headroom)
             headroom = limit - usage;
-        if (i == 0 || !level->hits)
+        if (i == 0 || limit == MEMCG_NONE || !level->hits) /* where there is no limit, nothing hits it */
             continue;
         int64_t hits = memcg_level_value(level->hits, level->hits_key);
         if (hits != MEMCG_NONE && hits != tick->level_hits[i]) {
@@ -138,10 +138,13 @@ void memcg_pressure_claim(struct memcg_sampler *sampler)
 static void ask_gate(struct memcg_sampler *sampler, uint64_t now)
 {
     struct memcg_tick *tick = &sampler->tick;
-    if (!memcg_channel_is_open(&tick->pressure.channel) || !memcg_gate_due(&tick->gate, now) ||
-        now - tick->cpu_stat_ns < CPU_STAT_NS)
+    if (!memcg_channel_is_open(&tick->pressure.channel) || !memcg_gate_due(&tick->gate, now))
         return;
-    read_group_cpu(sampler, now, own_cpu_ns(sampler));
+    if (tick->cpu_stat_ns != now) { /* else control() has just read it, which is often enough where nothing was hit */
+        if (now - tick->cpu_stat_ns < (tick->gate.first_hit_ns ? CPU_STAT_NS : CONTROL_NS))
+            return;
+        read_group_cpu(sampler, now, own_cpu_ns(sampler));
+    }
     if (memcg_gate_open(&tick->gate, now, tick->group_cpu_ns))
         (void)read_pressure(sampler, now); /* a failure has closed the channel */
 }
