@@ -84,6 +84,7 @@ size_t memcg_fed_bytes(const struct memcg_fed *fed)
 
 int memcg_fed_read(struct memcg_fed *fed)
 {
+    memcg_channel_prefetch(&fed->channel);
     for (uint32_t i = 0; i < fed->unfed; i++)
         memcg_channel_put(&fed->channel, fed->unfed_column[i], MEMCG_NONE);
     for (uint32_t i = 0; i < fed->feeds; i++) {

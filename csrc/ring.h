@@ -46,6 +46,13 @@ static inline bool memcg_channel_is_open(const struct memcg_channel *channel)
     return channel->header && load_relaxed(&channel->header->closed_ns) == 0;
 }
 
+/* Fetches the row that is written next, which is a page a column, while the kernel is being asked for what goes there. */
+static inline void memcg_channel_prefetch(const struct memcg_channel *channel)
+{
+    for (uint32_t i = 0; i < channel->columns; i++)
+        __builtin_prefetch(&channel->column[i][channel->slot], 1);
+}
+
 static inline void memcg_channel_put(struct memcg_channel *channel, int column, int64_t value)
 {
     __atomic_store_n(&channel->column[column][channel->slot], value, __ATOMIC_RELAXED);
