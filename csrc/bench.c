@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the sampler is measured against, and loops that Python would blur. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -104,12 +105,24 @@ int memcg_bench_read(struct memcg_source *const *sources, size_t count, uint32_t
     return 0;
 }
 
-static int bare_tick(const struct memcg_bench_file *files, size_t count, uint64_t tick, char (*texts)[TEXT_BYTES])
+static int bare_file(const struct memcg_bench_file *file, char *text)
 {
-    for (size_t i = 0; i < count; i++)
-        if (tick % files[i].every == 0 && pread(files[i].fd, texts[i], TEXT_BYTES, 0) < 0)
-            return -errno;
-    return 0;
+    int fd = file->path ? open(file->path, O_RDONLY | O_CLOEXEC) : file->fd;
+    int rc = fd < 0 || pread(fd, text, TEXT_BYTES, 0) < 0 ? -errno : 0;
+    if (file->path && fd >= 0)
+        close(fd);
+    return rc;
+}
+
+/* What has become due since the tick before. */
+static int bare_tick(const struct memcg_bench_file *files, size_t count, uint64_t before, uint64_t tick,
+                     char (*texts)[TEXT_BYTES])
+{
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        if (before / files[i].every != tick / files[i].every)
+            rc = bare_file(&files[i], texts[i]);
+    return rc;
 }
 
 int memcg_bench_loop(const struct memcg_bench_file *files, size_t count, uint64_t period_ns, size_t ticks, int64_t *ret_late_ns,
@@ -123,17 +136,20 @@ int memcg_bench_loop(const struct memcg_bench_file *files, size_t count, uint64_
     char(*texts)[TEXT_BYTES] = calloc(count + 1, TEXT_BYTES);
     if (!texts)
         return -ENOMEM;
-    int rc = bare_tick(files, count, 0, texts);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        rc = bare_file(&files[i], texts[i]); /* touches the buffers */
     int slack = prctl(PR_GET_TIMERSLACK);
     prctl(PR_SET_TIMERSLACK, 1UL);
     uint64_t begun_cpu = memcg_thread_cpu_ns(), start = now_ns();
-    for (size_t i = 0; rc == 0 && i < ticks;) {
+    for (size_t i = 0, before = 0; rc == 0 && i < ticks;) {
         uint64_t due = start + (i + 1) * period_ns;
         const struct timespec deadline = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &deadline, NULL) == EINTR)
             ;
         ret_late_ns[i] = (int64_t)(now_ns() - due);
-        rc = bare_tick(files, count, i, texts);
+        rc = bare_tick(files, count, before, i + 1, texts);
+        before = i + 1;
         /* As the sampler does: what has passed is skipped, not bunched. */
         uint64_t passed = (now_ns() - start) / period_ns;
         for (i++; i < passed && i < ticks; i++)

@@ -205,9 +205,10 @@ int memcg_bench_read(struct memcg_source *const *sources, size_t count, uint32_t
 
 struct memcg_bench_file {
     int fd;
-    uint32_t every; /* it is read every so many ticks */
+    uint32_t every;   /* it is read every so many ticks */
+    const char *path; /* opened, read and closed each time, as v1's cgroup.procs must be; NULL = fd is read */
 };
-/* The least that sampling can cost, in the calling thread: sleeps to absolute deadlines with a timer slack of 1 ns and preads the
+/* The least that sampling can cost, in the calling thread: sleeps to absolute deadlines with a timer slack of 1 ns and reads the
  * files. How late each of `ticks` ticks was goes to ret_late_ns; -1 = passed over. At most 32 files. */
 int memcg_bench_loop(const struct memcg_bench_file *files, size_t count, uint64_t period_ns, size_t ticks, int64_t *ret_late_ns,
                      uint64_t *ret_cpu_ns);

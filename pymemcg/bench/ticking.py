@@ -34,7 +34,7 @@ def sampler_files(rate_hz: int) -> list[tuple[str, int]]:
         files += [(paths[role], slow) for role in ("limit", "high", "hits") if role in paths]
         if i > 0:
             limited = "limit" in paths and read_source(paths["limit"], VALUE)[""] != NONE
-            files += [(paths[role], look) for role in ("usage", "hits") if role in paths and (limited or role == "hits")]
+            files += [(paths[role], look) for role in ("usage", "hits") if role in paths and limited]
     if plan.target.cgroup2_directory is not None:
         files.append((f"{plan.target.cgroup2_directory}/cpu.stat", slow))
     files.append((f"{plan.target.directory}/cgroup.procs", slow))
@@ -49,7 +49,9 @@ def bare(*, rate_hz: int, seconds: float) -> dict[str, Any]:
     """
     files = sampler_files(rate_hz)
     fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _ in files]
-    rows = ffi.new("struct memcg_bench_file[]", [(fd, every) for fd, (_, every) in zip(fds, files, strict=True)])
+    # v1 lists a group's processes when the file is opened, so the list must be opened anew to be new.
+    anew = [ffi.new("char[]", os.fsencode(path)) if path.endswith("/cgroup.procs") else ffi.NULL for path, _ in files]
+    rows = ffi.new("struct memcg_bench_file[]", [(fds[i], every, anew[i]) for i, (_, every) in enumerate(files)])
     late = np.empty(round(seconds * rate_hz), dtype=np.int64)
     cpu_ns, period_ns = ffi.new("uint64_t *"), round(1e9 / rate_hz)
     rc = lib.memcg_bench_loop(rows, len(files), period_ns, late.size, ffi.from_buffer("int64_t[]", late), cpu_ns)
