@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
 import weakref
@@ -29,6 +30,13 @@ _PATIENCE_S = 1.0
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
 MAX_RATE_HZ = 20_000
 """A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
+
+
+def _native_lock() -> threading.Lock:
+    """A lock for moments in which nothing waits. gevent's own do not work reliably between native threads."""
+    monkey = sys.modules.get("gevent.monkey")
+    lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")() if monkey else threading.Lock()
+    return lock
 
 
 class _Running:
@@ -56,13 +64,19 @@ class _Running:
             self.seat.leave()
             raise
         self._handle = out[0]
-        self._using = threading.Lock()  # one thread may stop, or the interpreter end, while another asks
+        self._using = _native_lock()  # one thread may stop, or the interpreter end, while another asks
 
     def await_first_row(self) -> None:
         """The ring of another process can be found a moment before its first sample is in it."""
         usage, deadline = self.ring.tables["usage"], time.monotonic() + _PATIENCE_S
         while self.ring.head(usage) == 0 and time.monotonic() < deadline:
             time.sleep(0.001)
+
+    def pressure_is_anothers(self) -> bool:
+        """Whether the channel is closed since another process reads the group's PSI."""
+        table = self.ring.tables.get("pressure")
+        closed = self.ring.closed(table) if table else None
+        return closed is not None and closed[1] == errno.EBUSY
 
     def writes(self) -> bool:
         """Whether this process writes the ring."""
@@ -261,31 +275,25 @@ class Sampler:
         """What is not measured here, a channel or a column, and why."""
         if self._forked:
             self._reattach()
-        with self._lock:
-            if self._running is None:
-                return {}
-            absent = dict(self._running.plan.absent)
-            if self._running.seat.note:
-                absent["sharing"] = self._running.seat.note
-            for name, channel in self._channels.items():
-                if channel.closed:
-                    absent[name] = f"closed: {channel.closed}"
-            if self._pressure_is_anothers():
-                absent["pressure"] = "left to the process that reads this group's PSI: a second reader would destroy it"
-            return absent
-
-    def _pressure_is_anothers(self) -> bool:
-        assert self._running is not None
-        table = self._running.ring.tables.get("pressure")
-        closed = self._running.ring.closed(table) if table else None
-        return closed is not None and closed[1] == errno.EBUSY
+        running = self._running
+        if running is None:
+            return {}
+        absent = dict(running.plan.absent)
+        if running.seat.note:
+            absent["sharing"] = running.seat.note
+        for name, channel in self._channels.items():
+            if channel.closed:
+                absent[name] = f"closed: {channel.closed}"
+        if running.pressure_is_anothers():
+            absent["pressure"] = "left to the process that reads this group's PSI: a second reader would destroy it"
+        return absent
 
     def describe(self) -> dict[str, Any]:
         """What a recording of this sampler says of itself: target, kernel, host, and what is absent and why."""
         if self._forked:
             self._reattach()
-        with self._lock:
-            return self._running.plan.info() | {"absent": self.absent} if self._running else {}
+        running = self._running
+        return running.plan.info() | {"absent": self.absent} if running else {}
 
     def stats(self) -> dict[str, Any]:
         """What sampling does and costs.
@@ -300,16 +308,15 @@ class Sampler:
         """
         if self._forked:
             self._reattach()
-        with self._lock:
-            if self._running is None:
-                return {}
-            running, ring = self._running, self._running.ring
-            state = ring.header.state
-            words = [field for field, _ in ffi.typeof("struct memcg_state").fields if field != "cost_ns"]
-            stats: dict[str, Any] = {"role": self.role} | {word: getattr(state, word) for word in words}
-            stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in ring.tables.values()}
-            stats["ring_bytes"] = ring.header.file_bytes
-            stats["held_bytes"] = running.held_bytes() + ring.header.file_bytes
+        running = self._running
+        if running is None:
+            return {}
+        state = running.ring.header.state
+        words = [field for field, _ in ffi.typeof("struct memcg_state").fields if field != "cost_ns"]
+        stats: dict[str, Any] = {"role": self.role} | {word: getattr(state, word) for word in words}
+        stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in running.ring.tables.values()}
+        stats["ring_bytes"] = running.ring.header.file_bytes
+        stats["held_bytes"] = running.held_bytes() + running.ring.header.file_bytes
         stats["late_ns"] = self._lateness()
         return stats
 
