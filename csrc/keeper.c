@@ -101,7 +101,7 @@ static void keep_node(struct memcg_sampler *sampler, uint64_t now)
     keeper->allocstall = stalls;
 }
 
-/* A row for each level whose limit or hits are not what its last row says. */
+/* A row for each level whose limit or hits are not what its last row says. A group that is gone has not lost its limit. */
 static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
 {
     struct memcg_keeper *keeper = &sampler->keeper;
@@ -111,9 +111,14 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
         int64_t hits = memcg_level_value(level->hits, level->hits_key);
         int64_t *seen = keeper->seen[i];
         store_relaxed(&sampler->limits[i], (uint64_t)(limit < high ? limit : high));
-        if (keeper->limits.header == NULL || (limit == seen[0] && high == seen[1] && hits == seen[2]))
+        if (!memcg_channel_is_open(&keeper->limits) || (limit == seen[0] && high == seen[1] && hits == seen[2]))
             continue;
-        const int64_t row[] = {(int64_t)now, i, limit, high, memcg_level_value(level->usage, ""), hits};
+        int64_t usage = memcg_level_value(level->usage, "");
+        if (i == 0 && usage == MEMCG_NONE) {
+            memcg_channel_close(&keeper->limits, ENODEV, now);
+            return;
+        }
+        const int64_t row[] = {(int64_t)now, i, limit, high, usage, hits};
         put_row(&keeper->limits, keeper->limits_column, row, 6);
         seen[0] = limit;
         seen[1] = high;

@@ -20,18 +20,19 @@ static uint64_t jiffy_ns(void)
 }
 
 /* CPU time of the group without the sampler's, from 0 at the start. Never goes back: cpu.stat lags behind our own clock by up to
- * a jiffy. */
-static void read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t own_ns)
+ * a jiffy. False = there is none to be had. */
+static bool read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t own_ns)
 {
     struct memcg_tick *tick = &sampler->tick;
     int64_t usage_us = memcg_level_value(tick->cpu_stat, CPU_KEY);
     if (usage_us == MEMCG_NONE)
-        return;
+        return false;
     uint64_t usage_ns = (uint64_t)usage_us * 1000u;
     if (usage_ns >= tick->start_cpu_ns + own_ns && usage_ns - tick->start_cpu_ns - own_ns > tick->group_cpu_ns)
         tick->group_cpu_ns = usage_ns - tick->start_cpu_ns - own_ns;
     tick->cpu_stat_ns = now;
     store_relaxed(&sampler->writer.header->state.group_cpu_ns, tick->group_cpu_ns);
+    return true;
 }
 
 /* What the sampler itself has used, as far as it counts as the group's. */
@@ -51,7 +52,7 @@ static void control(struct memcg_sampler *sampler, uint64_t now)
     uint64_t elapsed = now - tick->last_control_ns, ticks = load_relaxed(&state->ticks) - tick->last_ticks;
     store_relaxed(&state->tick_cpu_ns, cpu_ns);
     if (tick->cpu_stat && (sampler->config.flags & MEMCG_INSIDE) && elapsed && ticks) {
-        read_group_cpu(sampler, now, own_ns);
+        (void)read_group_cpu(sampler, now, own_ns);
         uint64_t rate = (tick->group_cpu_ns - group_ns) * 1000000000u / elapsed;
         uint64_t own_rate = (own_ns - tick->last_own_ns) * 1000000000u / elapsed;
         /* A moving average over about a second: what counts is the share in PSI's window of 2 s, and load comes in bursts. */
@@ -143,7 +144,10 @@ static void ask_gate(struct memcg_sampler *sampler, uint64_t now)
     if (tick->cpu_stat_ns != now) { /* else control() has just read it, which is often enough where nothing was hit */
         if (now - tick->cpu_stat_ns < (tick->gate.first_hit_ns ? CPU_STAT_NS : CONTROL_NS))
             return;
-        read_group_cpu(sampler, now, own_cpu_ns(sampler));
+        if (!read_group_cpu(sampler, now, own_cpu_ns(sampler)) && tick->cpu_stat) {
+            memcg_channel_close(&tick->pressure.channel, ENODEV, now); /* the group is gone, and its PSI with it */
+            return;
+        }
     }
     if (memcg_gate_open(&tick->gate, now, tick->group_cpu_ns))
         (void)read_pressure(sampler, now); /* a failure has closed the channel */
