@@ -27,7 +27,7 @@ struct memcg_level_sources {
 struct memcg_tick {
     struct memcg_fed usage, pressure;
     int late_ns, since_ns, cpu_us; /* positions of columns */
-    struct memcg_cell usage_bytes, hit[3];
+    struct memcg_cell usage_bytes, hit[3], some_us;
     int64_t hits[3];
     struct memcg_level_sources level[MEMCG_LEVELS];
     int64_t level_hits[MEMCG_LEVELS];

@@ -11,6 +11,7 @@ static const uint64_t CONTROL_NS = 100000000; /* CPU times: long against their o
 static const uint64_t CPU_STAT_NS = 20000000; /* cpu.stat flushes per-CPU counters: not at every tick that waits at the gate */
 static const char CPU_KEY[] = "usage_usec";
 static const char *const HIT_COLUMNS[] = {"limit_hits", "memsw_hits", "high_hits"};
+enum { HIGH = 2 };
 
 static uint64_t jiffy_ns(void)
 {
@@ -31,6 +32,7 @@ static bool read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t
     if (usage_ns >= tick->start_cpu_ns + own_ns && usage_ns - tick->start_cpu_ns - own_ns > tick->group_cpu_ns)
         tick->group_cpu_ns = usage_ns - tick->start_cpu_ns - own_ns;
     tick->cpu_stat_ns = now;
+    memcg_gate_cpu(&tick->gate, now, tick->group_cpu_ns);
     store_relaxed(&sampler->writer.header->state.group_cpu_ns, tick->group_cpu_ns);
     return true;
 }
@@ -70,9 +72,9 @@ static void control(struct memcg_sampler *sampler, uint64_t now)
     tick->control_ns = now + CONTROL_NS;
 }
 
-static void hit(struct memcg_sampler *sampler, uint64_t now)
+static void hit(struct memcg_sampler *sampler, uint64_t now, bool own)
 {
-    memcg_gate_hit(&sampler->tick.gate, now);
+    memcg_gate_hit(&sampler->tick.gate, now, own);
     memcg_pace_hit(&sampler->tick.pace, now);
 }
 
@@ -92,13 +94,13 @@ static void look(struct memcg_sampler *sampler, uint64_t now)
         int64_t hits = memcg_level_value(level->hits, level->hits_key);
         if (hits != MEMCG_NONE && hits != tick->level_hits[i]) {
             if (tick->look_ns != 0)
-                hit(sampler, now);
+                hit(sampler, now, false);
             tick->level_hits[i] = hits;
         }
     }
     uint64_t node_hit = load_relaxed(&sampler->node_hit_ns);
     if (node_hit > tick->gate.read_ns && node_hit > tick->gate.last_hit_ns)
-        hit(sampler, now);
+        hit(sampler, now, false);
     tick->pace.headroom = headroom;
     tick->look_ns = now + LOOK_NS;
 }
@@ -116,7 +118,7 @@ static int read_pressure(struct memcg_sampler *sampler, uint64_t now)
     memcg_channel_put(&pressure->channel, tick->since_ns, (int64_t)(tick->gate.read_ns ? tick->gate.read_ns : now));
     memcg_channel_put(&pressure->channel, tick->cpu_us, (int64_t)(tick->group_cpu_ns / 1000));
     memcg_channel_publish(&pressure->channel);
-    memcg_gate_passed(&tick->gate, now, tick->group_cpu_ns);
+    memcg_gate_passed(&tick->gate, now, tick->group_cpu_ns, (uint64_t)memcg_cell_value(tick->some_us));
     struct memcg_state *state = &sampler->writer.header->state;
     store_relaxed(&state->psi_reads, load_relaxed(&state->psi_reads) + 1);
     return 0;
@@ -170,7 +172,7 @@ static int read_usage(struct memcg_sampler *sampler, uint64_t now, uint64_t dead
     for (int i = 0; i < 3; i++) {
         int64_t hits = memcg_cell_value(tick->hit[i]);
         if (hits != tick->hits[i] && tick->look_ns != 0)
-            hit(sampler, now);
+            hit(sampler, now, i != HIGH); /* kernel workers raise `high` too, and stall nobody */
         tick->hits[i] = hits;
     }
     return 0;
@@ -226,6 +228,7 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     struct memcg_channel *usage = &tick->usage.channel, *pressure = &tick->pressure.channel;
     tick->late_ns = memcg_channel_find(&sampler->writer, usage, "late_ns");
     tick->usage_bytes = memcg_fed_find(&tick->usage, "usage_bytes");
+    tick->some_us = memcg_fed_find(&tick->pressure, "some_us");
     for (int i = 0; i < 3; i++)
         tick->hit[i] = memcg_fed_find(&tick->usage, HIT_COLUMNS[i]);
     if (pressure->header) {
