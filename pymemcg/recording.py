@@ -166,8 +166,11 @@ class Recorder:
                 done = os.pwrite(fd, data, at)
                 data, at = data[done:], at + done
         except OSError as error:
-            hint = f"{self._part} is a recording too, of what was written until then"
-            raise RecordingError(f"cannot be written: {error.strerror}", path=self.path, hint=hint) from error
+            raise RecordingError(f"cannot be written: {error.strerror}", path=self.path, hint=self._rest) from error
+
+    @property
+    def _rest(self) -> str:
+        return f"{self._part} is a recording too, of what was written until then"
 
     def close(self) -> None:
         """Write the last rows and put the recording, without unused room, in its place.
@@ -183,7 +186,11 @@ class Recorder:
 
     def _finish(self) -> None:
         whole = f"{self.path}.whole"
-        fd = self._make(whole, lambda channel: self._rows[channel.name])
+        try:
+            fd = self._make(whole, lambda channel: self._rows[channel.name])
+        except RecordingError as error:
+            error.hint = self._rest
+            raise
         try:
             ring = Ring(fd, whole)
             for name, table in self._ring.tables.items():
@@ -209,4 +216,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if isinstance(value, RecordingError):
+            os.close(self._fd)  # it cannot be written any more
+        else:
+            self.close()
