@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings of a live sampler, also onto a disk that fills up."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from actor import NAMESPACES, Failed, until
+
+import pymemcg
+from pymemcg import Sampler, schema
+from pymemcg.recording import Recorder
+
+pytestmark = pytest.mark.live
+
+
+def test_a_recording_has_the_rows_of_the_ring(group, make_actor, tmp_path):
+    make_actor(group)
+    path = tmp_path / "run.pmc"
+    with Sampler(group.spec, adaptive=False) as sampler:
+        begun = sampler.usage.head
+        with Recorder(sampler, path, 60) as recorder:
+            for _ in range(3):
+                until(lambda head=sampler.usage.head: sampler.usage.head > head + 100)
+                recorder.write()
+        assert recorder.lost == 0
+        recording = pymemcg.open(path)
+        first = recording.usage.window()["t_ns"][0]
+        for name in schema.CHANNELS:
+            recorded, live = getattr(recording, name), getattr(sampler, name)
+            assert recorded.names == live.names
+            assert dict(recorded.units) == dict(live.units)
+            rows = recorded.window()
+            for column in rows:
+                values = live.read(0)[0][column]
+                start = begun if name == "usage" else len(values) - len(rows) if name in ("limits", "clock") else None
+                if start is not None:
+                    assert rows[column].tolist() == values[start : start + len(rows)].tolist()
+        assert recording.usage.head > 300
+        assert first == sampler.usage.read(begun)[0]["t_ns"][0]
+        assert recording.info["target"]["directory"] == group.directory
+        assert recording.info["absent"] == sampler.absent
+        assert recording.limits.head >= 1
+        assert recording.clock.head >= 1
+
+
+def test_a_disk_that_fills_up(group, make_actor):
+    """An error that names the file, and what was written until then is a recording."""
+    actor = make_actor()
+    actor.do(NAMESPACES)
+    actor.do(
+        "os.makedirs('/tmp/pymemcg-disk', exist_ok=True); own_mounts()\n"
+        "system('mount', 'none', '/tmp/pymemcg-disk', 'tmpfs', 0, 'size=1m')\n"
+        "import pymemcg; from pymemcg.recording import Recorder\n"
+        f"s = pymemcg.Sampler({group.spec!r}, rate_hz=10000, history_s=5, adaptive=False).start()\n"
+        "recorder = Recorder(s, '/tmp/pymemcg-disk/run.pmc', 600); before = len(os.listdir('/proc/self/fd'))\n"
+        "def fill():\n"
+        "    with recorder:\n"
+        "        for _ in range(400): time.sleep(0.05); recorder.write()"
+    )
+    with pytest.raises(Failed, match=r"run\.pmc.*No space left") as caught:
+        actor.do("fill()")
+    assert caught.value.name == "RecordingError"
+    left = actor.do("os.listdir('/tmp/pymemcg-disk')")
+    assert left == ["run.pmc.part"]
+    assert left[0] in caught.value.text
+    actor.do("r = pymemcg.open('/tmp/pymemcg-disk/run.pmc.part'); w = r.usage.window(); t, late = w['t_ns'], w['late_ns']")
+    assert actor.do("len(t)") > 100
+    assert actor.do("bool((t[1:] > t[:-1]).all() and not ((t - late - (t[0] - late[0])) % 100000).any())"), "no row of zeros"
+    assert actor.do("len(os.listdir('/proc/self/fd'))") == actor.do("before") - 1
+    actor.do("s.stop()")
+    os.rmdir("/tmp/pymemcg-disk")
