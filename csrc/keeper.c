@@ -204,7 +204,7 @@ int memcg_keeper_open(struct memcg_sampler *sampler)
         rc = bind(sampler, "limits", &keeper->limits, LIMITS, 6, keeper->limits_column);
     if (rc == 0 && sampler->config.group)
         rc = bind(sampler, "processes", &keeper->processes, PROCESSES, 5, keeper->processes_column);
-    if (rc == 0 && keeper->processes.header) {
+    if (rc == 0 && sampler->config.group && keeper->processes.header) {
         keeper->group = open(sampler->config.group, O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (keeper->group < 0) {
             sampler->failed = sampler->config.group;
