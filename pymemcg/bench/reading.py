@@ -102,11 +102,10 @@ class PythonReader:
     def read(self) -> dict[str, int] | list[int]:
         """The numbers, by key where there are keys."""
         text = self.pread().decode("ascii")
+        if text[:1].isdigit():
+            return [int(field) for field in text.split()]
         lines = text.splitlines()
-        fields = lines[0].split()
-        if len(lines) == 1 and all(field.isdigit() for field in fields):
-            return [int(field) for field in fields]
-        if fields[0] == "some":
+        if text.startswith("some "):
             return {line.split()[0]: int(line.rpartition("=")[2]) for line in lines}
         return {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
 

@@ -37,7 +37,7 @@ class Measure:
         promise: What was promised.
         kept: Whether it holds; None where it cannot be told.
         beside: What else was found in the same run, for comparison.
-        unit: "ratio" or "bytes".
+        unit: "ratio", "share" (of the whole) or "bytes".
     """
 
     key: str
@@ -200,7 +200,9 @@ def _row_cells(row: Row) -> list[str]:
 
 
 def _figure(value: float, unit: str) -> str:
-    return f"{value / (1 << 20):.2f} MiB" if unit == "bytes" else f"{value:.4f}" if 0.9 < value <= 1 else f"{value:.3f}"
+    if unit == "bytes":
+        return f"{value / (1 << 20):.2f} MiB"
+    return f"{value:.2%}" if unit == "share" else f"{value:.3f}"
 
 
 def _beside(measure: Measure) -> str:

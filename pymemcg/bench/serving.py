@@ -15,53 +15,52 @@ from pymemcg.sampler import Sampler
 
 _REQUEST_BYTES = 512 << 10
 """Fresh memory that a request touches: with the work on it about 0.3 ms."""
-_SETTLE_S = 0.25
+_SETTLE_S = 0.2
 """Requests before those that count: by then a sampler knows how busy its group is."""
 _CHUNK_BYTES = 256 << 10
 
 
-def serve(*, seconds: float, sampled: bool, period_s: float = 0.0) -> dict[str, Any]:
+def serve(*, seconds: float, sampled: bool, period_s: float = 0.0, phase: float = 0.0) -> dict[str, Any]:
     """Answer requests, each of which touches fresh pages and computes with them.
 
     Args:
         seconds: How long.
         sampled: With a default sampler in this process.
         period_s: Between the beginnings of requests; 0 = one after the other.
+        phase: Where in a period they begin, 0 to 1, so that the requests of several processes keep out of each other's way.
 
     Returns:
         took_ns: every request; cpu_ratio: of a core, the sampler's threads of this process; rate: its ticks a second.
     """
-    result: dict[str, Any] = {}
     if not sampled:
-        _answer(_SETTLE_S, period_s)
-        return {"took_ns": _answer(seconds, period_s)}
+        _answer(_SETTLE_S, period_s, phase)
+        return {"took_ns": _answer(seconds, period_s, phase)}
     with Sampler() as sampler:
-        _answer(_SETTLE_S, period_s)
+        _answer(_SETTLE_S, period_s, phase)
         before, cpu_ns, begun = sampler.usage.head, threads_cpu_ns(), time.monotonic_ns()
-        result["took_ns"] = _answer(seconds, period_s)
+        took = _answer(seconds, period_s, phase)
         elapsed_ns = time.monotonic_ns() - begun
-        result["cpu_ratio"] = (threads_cpu_ns() - cpu_ns) / elapsed_ns
-        result["rate"] = (sampler.usage.head - before) / elapsed_ns * 1e9
-        result["role"] = sampler.role
-    return result
+        return {
+            "took_ns": took,
+            "cpu_ratio": (threads_cpu_ns() - cpu_ns) / elapsed_ns,
+            "rate": (sampler.usage.head - before) / elapsed_ns * 1e9,
+        }
 
 
-def _answer(seconds: float, period_s: float) -> list[int]:
+def _answer(seconds: float, period_s: float, phase: float) -> list[int]:
     """Time every request."""
     region = mmap.mmap(-1, _REQUEST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     values = np.frombuffer(region, dtype=np.float64)
     took = []
-    due = begun = time.monotonic()
-    while due < begun + seconds:
+    end = time.monotonic() + seconds
+    while (now := time.monotonic()) < end:
         if period_s > 0:
-            time.sleep(max(0.0, due - time.monotonic()))
-        started = time.perf_counter_ns()
+            time.sleep(period_s - (now - phase * period_s) % period_s)
+        begun = time.perf_counter_ns()
         region.madvise(mmap.MADV_DONTNEED)
         values[:] = 1.0
         np.add.accumulate(values, out=values)
-        took.append(time.perf_counter_ns() - started)
-        now = time.monotonic()
-        due = max(due + period_s, now)
+        took.append(time.perf_counter_ns() - begun)
     return took
 
 
