@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pymemcg bench overhead`, in small: it measures what it says. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("psutil")
+
+from pymemcg.bench.overhead import Budget, run
+from pymemcg.bench.worker import Worker
+from pymemcg.cgroup import resolve
+from pymemcg.child import ChildGroup
+from pymemcg.errors import MemcgError
+
+SMALL = Budget(
+    reading=4, cpu=2, adaptive=2, kept=2, late=2, victim=2, held=2, ticks=20_000, slice_s=0.1, kept_s=0.1, serve_s=0.1
+)
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def worker(group):
+    with Worker(group) as worker:
+        yield worker
+
+
+def test_worker_is_in_the_group_from_its_first_page_on(group, worker):
+    with open(f"{group.directory}/cgroup.procs", encoding="ascii") as procs:
+        assert worker.pid in map(int, procs.read().split())
+    assert worker.call("holding.usage_bytes") > 1 << 20
+
+
+def test_worker_says_what_failed_in_it(worker):
+    with pytest.raises(MemcgError, match=r"holding\.wait_for_hits: MemcgError: the group did not come to its limit"):
+        worker.call("holding.wait_for_hits", seconds=0.1)
+    assert worker.call("holding.anonymous_bytes") > 0  # and goes on
+
+
+def test_bare_loop_reads_the_files_that_a_sampler_reads(worker):
+    files = {path for path, _ in worker.call("ticking.sampler_files", rate_hz=1000)}
+    found = worker.call("reading.compare", pairs=2, pressure=True)
+    assert {"memory.stat", "statm"} <= set(found["files"])
+    assert {"memory.stat", "statm", "vmstat", "cgroup.procs"} <= {path.rpartition("/")[2] for path in files}
+    assert found["changed_ratio"] > 0.9
+
+
+def test_bare_loop_counts_what_it_passes_over(worker):
+    found = worker.call("ticking.bare", rate_hz=1000, seconds=0.2)
+    assert 0 < found["kept_ratio"] <= 1
+    assert found["cpu_ratio"] > 0
+
+
+def test_ticks_do_not_grow_the_process(worker):
+    assert worker.call("holding.tick", ticks=200_000)["growth_bytes"] == 0
+
+
+def test_held_bytes_are_about_what_the_kernel_charges(worker):
+    worker.call("holding.start")
+    worker.call("holding.stop")
+    found = [worker.call("holding.start")]
+    worker.call("holding.stop")
+    # The kernel keeps up to 64 pages a CPU in stock, and charges page tables and files too.
+    assert found[0]["charged_bytes"] == pytest.approx(found[0]["held_bytes"], abs=2 << 20)
+
+
+def test_whole_benchmark(group):
+    steps = []
+    found = run(budget=SMALL, progress=steps.append)
+    described = json.loads(json.dumps(found.describe()))
+    assert described["cpu_over_bare_loop_ratio"]["pairs"] == 2
+    assert described["rows"][0]["setting"] == "far from the limit"
+    assert len(described["rows"]) + len(described["left_out"]) == 3
+    assert len(steps) > 8
+    assert found.to_markdown()
+    assert found.to_text()
+
+
+def test_without_groups_it_measures_its_own(monkeypatch):
+    own = resolve("self").directory
+    monkeypatch.setattr(ChildGroup, "possible", staticmethod(lambda parent=None: "they are forbidden"))
+    found = run(budget=SMALL).describe()
+    assert "they are forbidden" in found["left_out"]["groups"]
+    assert "memory.pressure" not in found["sample_over_pread_ratio"]["on"]
+    assert [row["setting"] for row in found["rows"]] == ["this process's own group, as it is"]
+    assert own == resolve("self").directory
