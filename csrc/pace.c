@@ -2,9 +2,10 @@
 #include "pace.h"
 
 static const uint64_t SECOND_NS = 1000000000;
-static const uint64_t SLOW_NS = 10000000;            /* far from every limit; still an order below what other tools call fast */
-static const uint64_t SLOWEST_NS = 100000000;        /* in an idle group */
-static const uint64_t HOT_NS = SECOND_NS;            /* reclaim comes in bursts */
+static const uint64_t SLOW_NS = 10000000;     /* far from every limit; still an order below what other tools call fast */
+static const uint64_t SLOWEST_NS = 200000000; /* in an idle group: a tick that finds all caches cold takes 50 us, which is
+                                                          1/40 of a group that is 1 % busy */
+static const uint64_t HOT_NS = SECOND_NS;     /* reclaim comes in bursts */
 static const double LEAST_GROWTH = 4.0 * (1u << 30); /* bytes/s: what a core can fault in */
 static const uint64_t SHARES = 40; /* each of the sampler's two threads may use 1/40 of the group's CPU time, both 1/20 */
 
