@@ -92,7 +92,7 @@ def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s:
     _plan_node(plan)
     limits = {name: schema.LIMITS_UNITS[name] for name in schema.LIMITS_UNITS if name != "high_bytes" or target.version == 2}
     _add(plan, "limits", 0, FEW_ROWS * len(target.levels), limits)
-    _add(plan, "processes", SECOND_NS // NODE_HZ, PROCESS_ROWS, schema.PROCESSES_UNITS)
+    _plan_processes(plan)
     _add(plan, "clock", 60 * SECOND_NS, FEW_ROWS, schema.CLOCK_UNITS)
     _add(plan, "events", 0, FEW_ROWS, schema.EVENTS_UNITS)
     return plan
@@ -121,7 +121,8 @@ def _plan_usage(plan: Plan) -> None:
         _plan_usage_v1(plan)
     if target.pid is not None and target.own and target.spec == "self":
         fields = {"resident": "rss_bytes", "shared": "shared_bytes"}
-        _feed(plan, "usage", f"/proc/{os.getpid()}/statm", _ffi.STATM, fields)
+        # Not by number: /proc may be of another pid namespace. Once opened it stays this process's.
+        _feed(plan, "usage", "/proc/self/statm", _ffi.STATM, fields)
     columns = {column for feed in plan.feeds for column in feed.fields.values()} | {"t_ns", "late_ns"}
     units = {name: unit for name, unit in schema.USAGE_UNITS.items() if name in columns}
     _add(plan, "usage", plan.period_ns, plan.history_ns // plan.period_ns, units)
@@ -189,6 +190,17 @@ def _plan_node(plan: Plan) -> None:
     _add(plan, "node", SECOND_NS // NODE_HZ, plan.history_ns * NODE_HZ // SECOND_NS, units)
 
 
+def _plan_processes(plan: Plan) -> None:
+    seen_as = os.readlink("/proc/self")
+    if seen_as != str(os.getpid()):
+        plan.absent["processes"] = (
+            f"/proc belongs to another pid namespace (this process, {os.getpid()}, is {seen_as} there): "
+            "the pids in cgroup.procs mean others in it"
+        )
+        return
+    _add(plan, "processes", SECOND_NS // NODE_HZ, PROCESS_ROWS, schema.PROCESSES_UNITS)
+
+
 def _cpu_stat(target: Target) -> str | None:
     return f"{target.cgroup2_directory}/cpu.stat" if target.cgroup2_directory else None
 
@@ -208,7 +220,7 @@ class NativeConfig:
         c.feeds, c.feed = len(feeds), self._array("struct memcg_feed[]", (self._feed(feed) for feed in feeds))
         levels = [level for level in target.levels if "usage" in level.files]
         c.levels, c.level = len(levels), self._array("struct memcg_level[]", (self._level(level) for level in levels))
-        c.group = self._text(target.directory)
+        c.group = self._text(target.directory) if "processes" not in plan.absent else ffi.NULL
         cpu_stat = _cpu_stat(target)
         readable = cpu_stat is not None and os.access(cpu_stat, os.R_OK)
         c.cpu_stat = self._text(cpu_stat) if readable and cpu_stat else ffi.NULL
