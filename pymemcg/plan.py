@@ -208,16 +208,16 @@ def _cpu_stat(target: Target) -> str | None:
 class NativeConfig:
     """A `struct memcg_config` and all that it points to, alive as long as this object."""
 
-    def __init__(self, plan: Plan, *, ring_fd: int, lock_fd: int, attached: bool, pressure: bool) -> None:
+    def __init__(self, plan: Plan, *, ring_fd: int, lock_fd: int, attached: bool) -> None:
         self._alive: list[Any] = []
-        feeds = [feed for feed in plan.feeds if pressure or feed.channel != "pressure"]
         target = plan.target
         self.struct = ffi.new("struct memcg_config *")
         c = self.struct
         c.ring_fd, c.lock_fd = ring_fd, lock_fd
         c.flags = lib.MEMCG_ADAPTIVE * plan.adaptive | lib.MEMCG_INSIDE * plan.inside | lib.MEMCG_ATTACHED * attached
         c.period_ns, c.stat_period_ns, c.node_period_ns = plan.period_ns, plan.stat_period_ns, SECOND_NS // NODE_HZ
-        c.feeds, c.feed = len(feeds), self._array("struct memcg_feed[]", (self._feed(feed) for feed in feeds))
+        c.feeds = len(plan.feeds)
+        c.feed = self._array("struct memcg_feed[]", (self._feed(feed) for feed in plan.feeds))
         levels = [level for level in target.levels if "usage" in level.files]
         c.levels, c.level = len(levels), self._array("struct memcg_level[]", (self._level(level) for level in levels))
         c.group = self._text(target.directory) if "processes" not in plan.absent else ffi.NULL

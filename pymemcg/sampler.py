@@ -55,7 +55,6 @@ class _Running:
                 ring_fd=self.seat.ring_fd,
                 lock_fd=self.seat.lock_fd,
                 attached=self.seat.role == "attached",
-                pressure=self.seat.role != "alone",
             )
             out, failed = ffi.new("struct memcg_sampler **"), ffi.new("char[4096]")
             rc = lib.memcg_sampler_start(self.config.struct, out, failed, len(failed))
@@ -207,9 +206,7 @@ class Sampler:
         self.stop()
 
     def _bind(self, running: _Running) -> None:
-        tables = dict(running.ring.tables)
-        if running.seat.role == "alone":
-            tables.pop("pressure", None)
+        tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
         if running.seat.role == "attached":
             writer = running.ring.header.state.writer_pid
@@ -259,7 +256,7 @@ class Sampler:
         """This process's part.
 
         "sampling"; "attached": another process samples, and its rings are read; "alone": another samples and its rings cannot
-        be had, so this one samples counters for itself and leaves PSI to the other; "stopped"; or "disabled".
+        be had, so this one samples for itself, without PSI while the other reads it; "stopped"; or "disabled".
         """
         if self._forked:
             self._reattach()

@@ -34,7 +34,7 @@ class Seat:
 
     Attributes:
         role: "sampling", "attached" (another process samples, and its ring is ours to read), or "alone" (another process
-            samples, and its ring is not: counters into a ring of our own, and PSI left to the other).
+            samples, and its ring is not: all into a ring of our own, and PSI left to the other while it reads it).
         ring_fd: The ring.
         lock_fd: The group's directory, for `flock`; -1 when alone.
         path: The ring's name, or None: a memfd, to which nobody can attach.

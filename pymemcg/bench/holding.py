@@ -76,10 +76,12 @@ def tick(*, ticks: int) -> dict[str, Any]:
         growth_bytes: of this process's anonymous memory from 1/10 to 9/10 of the ticks; ns: of CPU time, a tick.
     """
     plan = make_plan(resolve("self"), rate_hz=1000, stat_rate_hz=10, history_s=60, adaptive=True)
+    # PSI is left to whoever samples this group for use.
+    plan.feeds = [feed for feed in plan.feeds if feed.channel != "pressure"]
     ring_fd = os.memfd_create("pymemcg-bench", os.MFD_CLOEXEC)
     try:
         create(ring_fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True)
-        config = NativeConfig(plan, ring_fd=ring_fd, lock_fd=-1, attached=False, pressure=False)
+        config = NativeConfig(plan, ring_fd=ring_fd, lock_fd=-1, attached=False)
         state, cpu_ns = Ring(ring_fd, "memfd:pymemcg-bench").header.state, ffi.new("uint64_t *")
         statuses: list[int] = []
         ticker = threading.Thread(target=lambda: statuses.append(lib.memcg_bench_ticks(config.struct, ticks, cpu_ns)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -226,7 +227,7 @@ class TestAttached:
 
 
 class TestAlone:
-    """Who may not attach samples counters only, leaves PSI to the holder, and says so."""
+    """Who may not attach samples for itself, leaves PSI to the holder while there is one, and says so."""
 
     @pytest.fixture
     def nobody(self, group, make_actor):
@@ -243,8 +244,7 @@ class TestAlone:
         assert "another process samples" in absent["sharing"]
         assert "left to the process that reads" in absent["pressure"]
         assert nobody.do("s.pressure.head") == 0
-        assert nobody.do("s.pressure.names") == []
-        assert not any(path.endswith("memory.pressure") for path in files(nobody.pid))
+        assert nobody.do("s.pressure.closed") == os.strerror(errno.EBUSY)
         head = nobody.do("s.usage.head")
         until(lambda: nobody.do("s.usage.head") > head)
         assert nobody.do("int(s.usage.window(rows=1)['usage_bytes'][0])") > 0
@@ -252,6 +252,22 @@ class TestAlone:
         assert nobody.do("s.stats()['role']") == "alone"
         nobody.do("s.stop()")
         assert root.do("s.role") == "sampling"
+
+    def test_psi_goes_to_who_is_left(self, group, nobody, make_actor):
+        """Alone is for life, but PSI is the holder's only as long as it lives."""
+        root = make_actor(group)
+        start(root)
+        nobody.do("s = Sampler().start()")
+        if root.do("s.pressure.head") == 0:
+            pytest.skip(f"the group has no PSI: {root.do('s.absent')}")
+        assert "left to the process that reads" in nobody.do("s.absent['pressure']")
+        head = nobody.do("s.usage.head")
+        until(lambda: nobody.do("s.usage.head") > head + 20)
+        assert nobody.do("s.pressure.head") == 0
+        root.kill()
+        until(lambda: nobody.do("s.pressure.head") > 0)
+        assert nobody.do("s.role") == "alone"
+        assert nobody.do("(s.pressure.closed, 'pressure' in s.absent)") == [None, False]
 
     def test_root_beside_another_users_sampler(self, group, nobody, make_actor):
         nobody.do("s = Sampler().start()")
