@@ -63,6 +63,18 @@ _RING_ERRORS = {
 }
 
 
+def check_ring(rc: int, path: str, what: str) -> int:
+    """Turn the -errno of a function about rings into an exception; see `check`.
+
+    Raises:
+        RecordingError: The file is no ring that can be read here.
+        SourceError: Everything else; carries `errno`.
+    """
+    if -rc in _RING_ERRORS:
+        raise RecordingError(_RING_ERRORS[-rc], path=path)
+    return check(rc, path, what)
+
+
 def check(rc: int, path: str, what: str = "cannot be read") -> int:
     """Turn -errno into an exception.
 
@@ -70,13 +82,10 @@ def check(rc: int, path: str, what: str = "cannot be read") -> int:
         `rc` where it is no error.
 
     Raises:
-        RecordingError: The file is no ring that can be read here.
-        SourceError: Everything else; carries `errno`.
+        SourceError: It is one; carries `errno`.
     """
     if rc >= 0:
         return rc
-    if -rc in _RING_ERRORS:
-        raise RecordingError(_RING_ERRORS[-rc], path=path)
     raise SourceError(f"{what}: {os.strerror(-rc)}", path=path, hint=_HINTS.get(-rc), errno=-rc)
 
 
@@ -135,6 +144,7 @@ __all__ = [
     "NotSupported",
     "Source",
     "check",
+    "check_ring",
     "ffi",
     "lib",
     "read_source",

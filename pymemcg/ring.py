@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pymemcg._ffi import check, ffi, lib, text
+from pymemcg._ffi import check_ring, ffi, lib, text
 from pymemcg.errors import RecordingError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def create(fd: int, channels: Sequence[ChannelSpec], info: dict[str, Any], *, al
         spec.name, spec.period_ns, spec.rows = c_text(channel.name), channel.period_ns, channel.rows
         spec.columns, spec.column = len(channel.columns), columns
     data = json.dumps(info).encode()
-    check(lib.memcg_ring_create(fd, specs, len(channels), data, len(data), align, reserve), "the ring", "cannot be created")
+    check_ring(
+        lib.memcg_ring_create(fd, specs, len(channels), data, len(data), align, reserve), "the ring", "cannot be created"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Ring:
     def __init__(self, fd: int, path: str) -> None:
         self.path = path
         out = ffi.new("struct memcg_map **")
-        check(lib.memcg_map_open(fd, out), path, "cannot be mapped")
+        check_ring(lib.memcg_map_open(fd, out), path, "cannot be mapped")
         self._map = ffi.gc(out[0], lib.memcg_map_free)
         self.header = lib.memcg_map_header(self._map)
         base = ffi.cast("char *", self.header)
