@@ -28,7 +28,7 @@ def test_psi_that_is_switched_off_says_how_to_switch_it_on():
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_ring_that_cannot_be_read_is_a_recording(number):
-    with pytest.raises(RecordingError, match="run.memcg"):
+    with pytest.raises(RecordingError, match=r"run\.memcg"):
         check_ring(-number, "run.memcg", "cannot be mapped")
 
 
