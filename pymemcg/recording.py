@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pymemcg.sampler import Sampler
 
 
+_PROCESSES = 64
+_GROWTH = 4
+"""Of processes, room is made for so many, and for so many times as many as there are: the file is sparse."""
+
+
 class Recording:
     """A recording's channels, as a sampler has them; one that was not recorded has no columns.
 
@@ -88,6 +93,11 @@ class Recorder:
         path: The file; it is replaced when the recording is whole.
         seconds: The most that will be recorded.
 
+    Attributes:
+        path: The file.
+        lost: Rows that the sampler's ring had overwritten before they were written out.
+        cut: Rows for which the file had no room: more time passed, or more processes came, than was made room for.
+
     Raises:
         RecordingError: The file cannot be created.
 
@@ -97,6 +107,7 @@ class Recorder:
     def __init__(self, sampler: Sampler, path: str | os.PathLike[str], seconds: float) -> None:
         self.path = os.fspath(path)
         self.lost = 0
+        self.cut = 0
         channels = [getattr(sampler, name) for name in schema.CHANNELS]
         channels.sort(key=lambda channel: channel.position)  # as in the ring, since rows of `events` speak of positions
         self._channels: dict[str, Channel] = {channel.name: channel for channel in channels if channel.names}
@@ -112,8 +123,11 @@ class Recorder:
 
     def _wanted(self, channel: Channel) -> int:
         """Rows to make room for: by the clock where rows come by the clock, else what the ring holds over its own history."""
-        if channel.period_ns == 0 or channel.name == "processes":
+        if channel.period_ns == 0:
             return channel.capacity * (1 + int(self._seconds // 60))
+        if channel.name == "processes":
+            hz = max(_GROWTH * len(channel.window(seconds=1)), _PROCESSES * 1e9 / channel.period_ns)
+            return max(channel.capacity, int((self._seconds + 1) * hz))
         return int((self._seconds + 1) * 1e9 / channel.period_ns * 1.05) + 64
 
     def _make(self, path: str, rows: Any) -> int:
@@ -144,7 +158,7 @@ class Recorder:
             self.lost += lost
             table = self._ring.tables[name]
             room = table.capacity - self._rows[name]
-            self.lost += max(0, len(window) - room)
+            self.cut += max(0, len(window) - room)
             for column, offset in table.offsets.items():
                 self._put(self._fd, window[column][:room].tobytes(), offset + 8 * self._rows[name])
             self._rows[name] += min(room, len(window))

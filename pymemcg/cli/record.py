@@ -146,6 +146,8 @@ def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, 
         )
     if recorder.lost:
         yield f"lost: {number(recorder.lost)} rows, which were overwritten before they were written out"
+    if recorder.cut:
+        yield f"cut: {number(recorder.cut)} rows, for which the file had no room"
     for name, reason in sampler.absent.items():
         yield f"absent: {name}: {reason}"
 

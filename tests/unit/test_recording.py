@@ -84,7 +84,7 @@ class TestRoundTrip:
     def test_what_the_ring_lapped_is_counted(self, writer, path):
         with Recorder(Live(writer), path, seconds=10) as recorder:
             writer.tick(3 * ROWS)
-        assert recorder.lost == 3 * ROWS - (ROWS - 1)
+        assert (recorder.lost, recorder.cut) == (3 * ROWS - (ROWS - 1), 0)
         assert rows_of(pymemcg.open(path).usage.window()) == list(range(3 * ROWS - (ROWS - 1), 3 * ROWS))
 
     def test_more_than_there_is_room_for_is_counted_and_what_fitted_is_whole(self, writer, path):
@@ -94,7 +94,22 @@ class TestRoundTrip:
                 recorder.write()
         rows = rows_of(pymemcg.open(path).usage.window())
         assert rows == list(range(len(rows)))
-        assert len(rows) + recorder.lost == writer.heads["usage"]
+        assert len(rows) + recorder.cut == writer.heads["usage"]
+        assert (recorder.lost, recorder.cut > 0) == (0, True)
+
+    @pytest.mark.parametrize("processes", [1, 60, 200])
+    def test_room_for_processes_by_how_many_there_are(self, processes, path):
+        """They may become four times as many, or 64, all the time: ten rows a second each, for an hour."""
+        hour, capacity = 3600, 10 * processes * 30
+        writer = RingWriter((*SPECS, ChannelSpec("processes", 100_000_000, capacity, {"t_ns": "ns", "pid": ""})))
+        for number in range(20 * processes):
+            writer.put("processes", {"t_ns": number // processes * 100_000_000, "pid": 1 + number % processes})
+        recorder = Recorder(Live(writer), path, seconds=hour)
+        part = pymemcg.open(f"{path}.part")
+        assert part.processes.capacity >= max(64, 4 * processes) * 10 * hour
+        assert os.stat(f"{path}.part").st_blocks * 512 < 1 << 20, "it is sparse"
+        recorder.close()
+        os.close(writer.fd)
 
     def test_units_info_and_absence_come_back(self, writer, path):
         with Recorder(Live(writer), path, seconds=1):
