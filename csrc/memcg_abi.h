@@ -24,7 +24,7 @@ struct memcg_state {
     uint64_t writer_started_ns;
     uint64_t takeovers;      /* how often another process went on with the ring */
     uint64_t ticks;          /* wake-ups of the tick thread */
-    uint64_t missed;         /* full-rate deadlines passed over because a tick was late */
+    uint64_t missed;         /* deadlines passed over because a tick was late */
     uint64_t period_ns;      /* distance to the next tick, as last decided */
     uint64_t full_period_ns; /* distance at the full rate */
     uint64_t stat_period_ns; /* grows when memory.stat outruns its budget */
@@ -118,7 +118,8 @@ enum memcg_format {
 };
 
 struct memcg_source;
-int memcg_source_open(const char *path, int format, struct memcg_source **ret_source); /* opens and reads once */
+/* Opens, and reads once; but not PSI, of which a read has its price. */
+int memcg_source_open(const char *path, int format, struct memcg_source **ret_source);
 void memcg_source_free(struct memcg_source *source);
 int memcg_source_read(struct memcg_source *source); /* refreshes the values; -ENODEV, -ESRCH: what it spoke of is gone */
 size_t memcg_source_count(const struct memcg_source *source);

@@ -11,6 +11,7 @@
 #include "keyed.h"
 #include "parse.h"
 
+enum { MUCH_BYTES = 2048 };                 /* half of the smallest page */
 enum { TEXT_BYTES = 1024, FEW_VALUES = 8 }; /* of the formats that are not keyed */
 
 struct memcg_source {
@@ -78,14 +79,27 @@ static int parse(struct memcg_source *source, size_t length)
     }
 }
 
+/* The whole text. A file that the kernel prints record by record (/proc/vmstat) gives at most a page at a time: then there is more
+ * behind what came. Most files are far from that, and one read is all. */
+static ssize_t read_text(struct memcg_source *source)
+{
+    size_t length = 0;
+    for (;;) {
+        ssize_t n = pread(source->fd, source->text + length, source->text_bytes - length, (off_t)length);
+        if (n < 0)
+            return -errno;
+        length += (size_t)n;
+        if (length == source->text_bytes)
+            return -EFBIG;
+        if (n < MUCH_BYTES)
+            return (ssize_t)length;
+    }
+}
+
 int memcg_source_read(struct memcg_source *source)
 {
-    ssize_t n = pread(source->fd, source->text, source->text_bytes, 0);
-    if (n < 0)
-        return -errno;
-    if ((size_t)n == source->text_bytes)
-        return -EFBIG;
-    return parse(source, (size_t)n);
+    ssize_t n = read_text(source);
+    return n < 0 ? (int)n : parse(source, (size_t)n);
 }
 
 /* One mapping for everything a read touches. Locked page by page as it is first used (the first read touches what later ones
@@ -105,7 +119,7 @@ static struct memcg_source *source_alloc(int format)
     source->text = (char *)(source + 1) + keyed_bytes;
     source->text_bytes = text_bytes;
     source->page_bytes = (size_t)sysconf(_SC_PAGESIZE);
-    source->count = format == MEMCG_FORMAT_VALUE ? 1 : MEMCG_STATM_FIELDS;
+    source->count = format == MEMCG_FORMAT_VALUE ? 1 : format == MEMCG_FORMAT_PSI ? FEW_VALUES : MEMCG_STATM_FIELDS;
     return source;
 }
 
@@ -122,13 +136,18 @@ int memcg_source_open(const char *path, int format, struct memcg_source **ret_so
         return -ENOMEM;
     }
     source->fd = fd;
-    int rc = memcg_source_read(source);
+    int rc = format == MEMCG_FORMAT_PSI ? 0 : memcg_source_read(source);
     if (rc != 0) {
         memcg_source_free(source);
         return rc;
     }
     *ret_source = source;
     return 0;
+}
+
+bool memcg_source_may_recover(int rc)
+{
+    return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM || rc == -EINTR || rc == -EAGAIN;
 }
 
 void memcg_source_free(struct memcg_source *source)
