@@ -46,7 +46,8 @@ class ChildGroup:
         directory: In the memory hierarchy.
         cgroup2_directory: Where its PSI and cpu.stat are: the same on v2, the twin's on a hybrid host (below this
             process's own cgroup2 group, or the twin of the group that it is nested in), None without cgroup2.
-        spec: For `pymemcg.resolve` and `Sampler`: `cgroup:/path`.
+        spec: For `pymemcg.resolve` and `Sampler`: `cgroup:/path`. On a hybrid host it is by its processes that a group's PSI
+            is found, so add one first.
 
     Raises:
         NotSupported: No group can be made here; the message says why.
