@@ -8,6 +8,7 @@ ring holds a shared `flock` on it: a ring on which nobody does is a leftover, an
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -81,7 +82,7 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
         deadline = time.monotonic() + patience_s
         while True:
             if _lock(lock_fd, fcntl.LOCK_EX):
-                return _sample(lock_fd, path, note, create)
+                return _sample(lock_fd, path, note, create, deadline)
             ring_fd = _join(path) if path else None
             if ring_fd is not None and _fits(ring_fd):
                 return Seat("attached", ring_fd, lock_fd, path)
@@ -100,20 +101,24 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
     return Seat("alone", _memfd(create), -1, None, note)
 
 
-def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[int], None]) -> Seat:
+def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[int], None], deadline: float) -> Seat:
     """The lock is ours. Go on with the ring that others are attached to, if there is one; else make one."""
-    if path is not None:
+    while path is not None:
         ring_fd = _inherit(path)
         if ring_fd is not None and _fits(ring_fd):
             return Seat("sampling", ring_fd, lock_fd, path)
         if ring_fd is not None:
             os.close(ring_fd)
-            path, note = None, f"{path} is in use by another version of pymemcg"
-    if path is not None:
+            note = f"{path} is in use by another version of pymemcg"
+            break
         try:
             return Seat("sampling", _create_named(path, create), lock_fd, path)
         except OSError as error:
             note = f"no ring at {path}: {error.strerror or error}"
+            # Whoever holds the name alone is about to remove it: waiting a moment is better than a memfd for life.
+            if not isinstance(error, FileExistsError) or time.monotonic() >= deadline:
+                break
+        time.sleep(0.01)
     return Seat("sampling", _memfd(create), lock_fd, None, f"others cannot attach: {note}")
 
 
@@ -134,6 +139,8 @@ def _create_named(path: str, create: Callable[[int], None]) -> int:
     """A ring that is whole and in use before it has a name."""
     home = os.path.dirname(path)
     _sweep(home)
+    if os.path.lexists(path):  # before a ring is laid out for nothing
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     fd = os.open(home, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     home_fd = -1
     try:

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -393,6 +394,24 @@ class TestPlaces:
         path.write_bytes(data)
         with Sampler(group.spec, history_s=1) as sampler:
             assert (sampler.role, "sharing" in sampler.absent) == ("sampling", False)
+        assert not path.exists()
+
+    @pytest.mark.parametrize("removed", [True, False])
+    def test_a_name_that_another_is_removing(self, removed, group):
+        """The last one out, and who sweeps, hold it for a moment; a memfd would leave all later workers alone for life."""
+        with Sampler(group.spec, history_s=1):
+            path = ring_file(group.directory, os.geteuid())
+        theirs = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        remover = threading.Timer(0.3, os.unlink, [path])
+        if removed:
+            remover.start()
+        with Sampler(group.spec, history_s=1) as sampler:
+            assert sampler.role == "sampling"
+            assert ("others cannot attach" in sampler.absent.get("sharing", "")) == (not removed)
+        os.close(theirs)
+        if not removed:
+            path.unlink()
         assert not path.exists()
 
     def test_nobody_else_can_open_a_ring(self, group):
