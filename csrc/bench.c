@@ -36,7 +36,7 @@ static int churn_open(size_t bytes, struct churn *ret_churn)
 /* Another number of pages each time, between a half and all of them, or the group would be back where it was. */
 static void churn_once(struct churn *churn)
 {
-    size_t pages = churn->pages / 2 + churn->turn++ * 37 % (churn->pages - churn->pages / 2);
+    size_t pages = churn->pages / 2 + (size_t)churn->turn++ * 37 % (churn->pages - churn->pages / 2);
     (void)madvise(churn->memory, churn->pages * churn->page_bytes, MADV_DONTNEED);
     for (size_t i = 0; i <= pages && i < churn->pages; i++)
         ((volatile char *)churn->memory)[i * churn->page_bytes] = 1;
@@ -66,7 +66,7 @@ int memcg_bench_read(struct memcg_source *const *sources, size_t count, uint32_t
                      uint64_t *ret_source_ns, uint64_t *ret_pread_ns, uint32_t *ret_changed)
 {
     int fds[FILES];
-    ssize_t lengths[FILES];
+    ssize_t lengths[FILES] = {0};
     struct churn churn;
     uint64_t source_ns = 0, pread_ns = 0;
     uint32_t changed = 0;

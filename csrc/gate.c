@@ -28,7 +28,7 @@
 
 static const double LOSS_INVERSE = 100; /* at most 1 % of the stall time may be lost to reading: half of the promise */
 static const double BURST_JIFFIES = 4;  /* on each CPU: so that the least loaded of them has one */
-static const double PROVEN = 6;         /* the CPU's floored jiffies are then 1/13 fewer on average, and one in 2 s as a rule */
+static const double PROVEN = 6;         /* flooring then takes half a jiffy of six or more */
 static const double MOST_CARE = 64;     /* seconds between two reads, in a group that works */
 static const uint64_t KERNEL_WINDOW_NS = 2000000000; /* PSI_FREQ: the kernel's own reads */
 static const uint64_t QUIET_NS = 20000000; /* an episode is over: moments closer than 5 ms are one stall, seen at 10 ms ticks */
@@ -39,14 +39,16 @@ void memcg_gate_hit(struct memcg_gate *gate, uint64_t now_ns, bool own)
 {
     if (gate->first_hit_ns == 0)
         gate->first_hit_ns = now_ns;
+    if (now_ns - gate->last_hit_ns >= QUIET_NS) {
+        gate->burst_cpu_ns = gate->cpu_ns;
+        gate->burst_ns = gate->cpu_at_ns;
+    }
     gate->last_hit_ns = now_ns;
     gate->own_hits |= own;
 }
 
 void memcg_gate_cpu(struct memcg_gate *gate, uint64_t now_ns, uint64_t cpu_ns)
 {
-    if (gate->first_hit_ns != 0)
-        return;
     gate->cpu_ns = cpu_ns;
     gate->cpu_at_ns = now_ns;
 }
@@ -83,10 +85,10 @@ static bool is_long(const struct memcg_gate *gate, double elapsed_ns, double use
 /* Is a burst over that was large enough on each CPU? It is what goes beyond the usual work since the hits began. */
 static bool is_burst(const struct memcg_gate *gate, uint64_t now_ns, uint64_t cpu_ns)
 {
-    if (gate->first_hit_ns == 0 || now_ns - gate->last_hit_ns < QUIET_NS || cpu_ns <= gate->cpu_ns)
+    if (gate->first_hit_ns == 0 || now_ns - gate->last_hit_ns < QUIET_NS || cpu_ns <= gate->burst_cpu_ns)
         return false;
-    double elapsed_ns = (double)(now_ns - gate->cpu_at_ns);
-    double used_ns = (double)(cpu_ns - gate->cpu_ns) - gate->busy * elapsed_ns;
+    double elapsed_ns = (double)(now_ns - gate->burst_ns);
+    double used_ns = (double)(cpu_ns - gate->burst_cpu_ns) - gate->busy * elapsed_ns;
     return used_ns >= BURST_JIFFIES * (double)gate->jiffy_ns * spread(gate, used_ns / elapsed_ns) * care(gate);
 }
 

@@ -15,8 +15,10 @@ struct memcg_gate {
     uint64_t first_hit_ns; /* of the hits since then; 0 = none */
     uint64_t last_hit_ns;
     bool own_hits;   /* some of them at the group's own limit, and so somebody in it was stalled */
-    uint64_t cpu_ns; /* the group's CPU time, and when it was so, as last known when the hits began */
+    uint64_t cpu_ns; /* the group's CPU time, and when it was so, as last known */
     uint64_t cpu_at_ns;
+    uint64_t burst_cpu_ns; /* … and as known when the last hits without a pause began */
+    uint64_t burst_ns;
     double busy;    /* CPUs in use between the last two reads, by CPU time */
     double stalled; /* … and by what PSI said of the stalls */
     double care;    /* so many times as much as reckoned is waited for; below 1 is 1 */

@@ -60,7 +60,8 @@ static uint64_t keep_fed(struct memcg_sampler *sampler, struct memcg_fed *fed, u
 {
     int rc = memcg_fed_read(fed);
     if (rc != 0) {
-        memcg_channel_close(&fed->channel, -rc, now);
+        if (!memcg_source_may_recover(rc))
+            memcg_channel_close(&fed->channel, -rc, now);
         return 0;
     }
     uint64_t cost = now_ns() - now;
@@ -101,7 +102,8 @@ static void keep_node(struct memcg_sampler *sampler, uint64_t now)
     keeper->allocstall = stalls;
 }
 
-/* A row for each level whose limit or hits are not what its last row says. A group that is gone has not lost its limit. */
+/* A row for each level whose limit or hits are not what its last row says, or whose last row will soon be overwritten by those of
+ * busier levels. A group that is gone has not lost its limit. */
 static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
 {
     struct memcg_keeper *keeper = &sampler->keeper;
@@ -111,7 +113,9 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
         int64_t hits = memcg_level_value(level->hits, level->hits_key);
         int64_t *seen = keeper->seen[i];
         store_relaxed(&sampler->limits[i], (uint64_t)(limit < high ? limit : high));
-        if (!memcg_channel_is_open(&keeper->limits) || (limit == seen[0] && high == seen[1] && hits == seen[2]))
+        if (!memcg_channel_is_open(&keeper->limits) ||
+            (limit == seen[0] && high == seen[1] && hits == seen[2] &&
+             keeper->limits.head - keeper->seen_head[i] < keeper->limits.header->capacity / 2))
             continue;
         int64_t usage = memcg_level_value(level->usage, "");
         if (i == 0 && usage == MEMCG_NONE) {
@@ -119,6 +123,7 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
             return;
         }
         const int64_t row[] = {(int64_t)now, i, limit, high, usage, hits};
+        keeper->seen_head[i] = keeper->limits.head;
         put_row(&keeper->limits, keeper->limits_column, row, 6);
         seen[0] = limit;
         seen[1] = high;
@@ -133,7 +138,8 @@ static void keep_processes(struct memcg_sampler *sampler, uint64_t now)
         return;
     int rc = memcg_processes_read(&keeper->processes, keeper->processes_column, keeper->group, now);
     if (rc != 0) {
-        memcg_channel_close(&keeper->processes, -rc, now);
+        if (!memcg_source_may_recover(rc))
+            memcg_channel_close(&keeper->processes, -rc, now);
         return;
     }
     uint64_t cost = now_ns() - now;

@@ -27,7 +27,8 @@ void memcg_pace_hit(struct memcg_pace *pace, uint64_t now_ns)
 
 uint64_t memcg_pace_share(uint64_t cost_ns, uint64_t group_ns)
 {
-    return group_ns ? cost_ns * SHARES * SECOND_NS / group_ns : UINT64_MAX;
+    double share = group_ns ? (double)cost_ns * (double)SHARES * (double)SECOND_NS / (double)group_ns : (double)UINT64_MAX;
+    return share < (double)UINT64_MAX ? (uint64_t)share : UINT64_MAX;
 }
 
 void memcg_pace_yield(struct memcg_pace *pace, uint64_t cost_ns, uint64_t group_ns)

@@ -7,7 +7,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 
-static const uint64_t TAKEOVER_NS = 250000000; /* a dead sampler is replaced within a second, with room to spare */
+static const uint64_t TAKEOVER_NS = 500000000; /* a dead sampler is replaced within a second, with room to spare */
 
 void memcg_sampler_end(struct memcg_sampler *sampler)
 {
@@ -60,10 +60,15 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
     *ret_last_ns = last_row_ns(&sampler->writer);
     store_relaxed(&state->writer_pid, (uint64_t)getpid());
     store_relaxed(&state->writer_started_ns, now_ns());
+    store_relaxed(&state->tick_cpu_ns, 0); /* these are the writer's own: not those of the one before */
+    store_relaxed(&state->keeper_cpu_ns, 0);
+    store_relaxed(&state->group_cpu_ns, 0);
+    store_relaxed(&state->diluted_ppm, 0);
     store_relaxed(&state->full_period_ns, sampler->config.period_ns);
     store_relaxed(&state->stat_period_ns, sampler->config.stat_period_ns);
     for (uint32_t i = 0; i < MEMCG_LEVELS; i++)
         store_relaxed(&sampler->limits[i], (uint64_t)MEMCG_NONE);
+    memcg_thread_lock_code();
     rc = memcg_keeper_open(sampler);
     if (rc == 0)
         rc = memcg_tick_open(sampler);

@@ -27,6 +27,7 @@ struct memcg_level_sources {
 struct memcg_tick {
     struct memcg_fed usage, pressure;
     int late_ns, since_ns, cpu_us; /* positions of columns */
+    int pressure_error;            /* why there is no feed of PSI; 0 = it was decided so beforehand */
     struct memcg_cell usage_bytes, hit[3], some_us;
     int64_t hits[3];
     struct memcg_level_sources level[MEMCG_LEVELS];
@@ -34,9 +35,10 @@ struct memcg_tick {
     struct memcg_source *cpu_stat;
     struct memcg_gate gate;
     struct memcg_pace pace;
-    uint64_t look_ns;     /* when ancestors are looked at next */
-    uint64_t control_ns;  /* when CPU times are next compared */
-    uint64_t cpu_stat_ns; /* when cpu.stat was read, and what it said beyond the sampler's own */
+    uint64_t look_ns;          /* when ancestors are looked at next */
+    uint64_t control_ns;       /* when CPU times are next compared */
+    uint64_t cpu_stat_rest_ns; /* how long it is then left alone, by what it cost */
+    uint64_t cpu_stat_ns;      /* when cpu.stat was read, and what it said beyond the sampler's own */
     uint64_t group_cpu_ns;
     uint64_t start_cpu_ns;
     uint64_t own_rate_ns; /* CPU time a second that the sampler takes, a moving average like the group's */
@@ -47,7 +49,8 @@ struct memcg_keeper {
     struct memcg_fed stat, node;
     struct memcg_channel limits, processes, clock, events;
     struct memcg_level_sources level[MEMCG_LEVELS];
-    int64_t seen[MEMCG_LEVELS][3]; /* limit, high, hits of the last row */
+    int64_t seen[MEMCG_LEVELS][3];    /* limit, high, hits of the last row */
+    uint64_t seen_head[MEMCG_LEVELS]; /* … and which row that was */
     int limits_column[6], processes_column[5], clock_column[2], events_column[4];
     int group; /* its directory; 0 = not open */
     int64_t allocstall;
@@ -89,6 +92,8 @@ static inline void memcg_state_cost(struct memcg_state *state, const struct memc
 
 /* Starts a thread that signals pass by. */
 int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler);
+/* Keeps our code in memory: a group at its limit drops file pages first, and a tick would wait for the disk. */
+void memcg_thread_lock_code(void);
 /* Names the calling thread, makes its timers exact and touches the stack that it will use. */
 void memcg_thread_begin(const char *name);
 /* Sleeps until the deadline; true = told to stop. `now` is about now: a caller knows. */

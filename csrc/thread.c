@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The sampler's threads as such: starting, sleeping, stopping. */
 #include <errno.h>
+#include <link.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -16,6 +17,29 @@ uint64_t memcg_thread_cpu_ns(void)
     struct timespec used;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
     return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
+/* Locks the code of the object that this function is in; of a page that is not there yet, when it is first used. */
+static int lock_code(struct dl_phdr_info *info, size_t size, void *done)
+{
+    (void)size;
+    uintptr_t here = (uintptr_t)&memcg_thread_begin;
+    for (size_t i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
+        uintptr_t begin = info->dlpi_addr + segment->p_vaddr;
+        if (segment->p_type != PT_LOAD || !(segment->p_flags & PF_X) || here < begin || here - begin >= segment->p_memsz)
+            continue;
+        uintptr_t page = begin & ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
+        (void)mlock2((const void *)page, segment->p_memsz + (begin - page), MLOCK_ONFAULT);
+        *(bool *)done = true;
+    }
+    return *(bool *)done;
+}
+
+void memcg_thread_lock_code(void)
+{
+    bool done = false;
+    dl_iterate_phdr(lock_code, &done);
 }
 
 void memcg_thread_begin(const char *name)

@@ -9,6 +9,8 @@
 static const uint64_t LOOK_NS = 10000000;     /* ancestors: as often as the slow tick */
 static const uint64_t CONTROL_NS = 100000000; /* CPU times: long against their own granularity of a jiffy */
 static const uint64_t CPU_STAT_NS = 20000000; /* cpu.stat flushes per-CPU counters: not at every tick that waits at the gate */
+static const uint64_t CPU_STAT_BUDGET =
+    100; /* … and a read may take 1/100 of the time until the next: on big hosts it takes locks */
 static const char CPU_KEY[] = "usage_usec";
 static const char *const HIT_COLUMNS[] = {"limit_hits", "memsw_hits", "high_hits"};
 enum { HIGH = 2 };
@@ -25,7 +27,9 @@ static uint64_t jiffy_ns(void)
 static bool read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t own_ns)
 {
     struct memcg_tick *tick = &sampler->tick;
+    uint64_t begun = now_ns();
     int64_t usage_us = memcg_level_value(tick->cpu_stat, CPU_KEY);
+    tick->cpu_stat_rest_ns = (now_ns() - begun) * CPU_STAT_BUDGET;
     if (usage_us == MEMCG_NONE)
         return false;
     uint64_t usage_ns = (uint64_t)usage_us * 1000u;
@@ -53,6 +57,9 @@ static void control(struct memcg_sampler *sampler, uint64_t now)
     uint64_t cpu_ns = memcg_thread_cpu_ns(), own_ns = own_cpu_ns(sampler), group_ns = tick->group_cpu_ns;
     uint64_t elapsed = now - tick->last_control_ns, ticks = load_relaxed(&state->ticks) - tick->last_ticks;
     store_relaxed(&state->tick_cpu_ns, cpu_ns);
+    tick->control_ns = now + CONTROL_NS;
+    if (tick->cpu_stat && now - tick->cpu_stat_ns < tick->cpu_stat_rest_ns)
+        return;
     if (tick->cpu_stat && (sampler->config.flags & MEMCG_INSIDE) && elapsed && ticks) {
         (void)read_group_cpu(sampler, now, own_ns);
         uint64_t rate = (tick->group_cpu_ns - group_ns) * 1000000000u / elapsed;
@@ -69,7 +76,6 @@ static void control(struct memcg_sampler *sampler, uint64_t now)
     tick->last_own_ns = own_ns;
     tick->last_ticks = load_relaxed(&state->ticks);
     tick->last_control_ns = now;
-    tick->control_ns = now + CONTROL_NS;
 }
 
 static void hit(struct memcg_sampler *sampler, uint64_t now, bool own)
@@ -111,7 +117,8 @@ static int read_pressure(struct memcg_sampler *sampler, uint64_t now)
     struct memcg_fed *pressure = &tick->pressure;
     int rc = memcg_fed_read(pressure);
     if (rc != 0) {
-        memcg_channel_close(&pressure->channel, -rc, now);
+        if (!memcg_source_may_recover(rc))
+            memcg_channel_close(&pressure->channel, -rc, now);
         return rc;
     }
     memcg_channel_put(&pressure->channel, pressure->t_ns, (int64_t)now);
@@ -135,16 +142,23 @@ void memcg_pressure_claim(struct memcg_sampler *sampler)
     if (sampler->holds_pressure)
         store_relaxed(&channel->header->closed_ns, 0);
     else if (memcg_channel_is_open(channel))
-        memcg_channel_close(channel, EBUSY, now_ns());
+        memcg_channel_close(channel, sampler->tick.pressure_error ? sampler->tick.pressure_error : EBUSY, now_ns());
 }
 
 static void ask_gate(struct memcg_sampler *sampler, uint64_t now)
 {
     struct memcg_tick *tick = &sampler->tick;
-    if (!memcg_channel_is_open(&tick->pressure.channel) || !memcg_gate_due(&tick->gate, now))
+    if (!memcg_channel_is_open(&tick->pressure.channel))
+        return;
+    if (tick->gate.read_ns == 0) { /* just claimed: this is where the deltas begin */
+        (void)read_pressure(sampler, now);
+        return;
+    }
+    if (!memcg_gate_due(&tick->gate, now))
         return;
     if (tick->cpu_stat_ns != now) { /* else control() has just read it, which is often enough where nothing was hit */
-        if (now - tick->cpu_stat_ns < (tick->gate.first_hit_ns ? CPU_STAT_NS : CONTROL_NS))
+        uint64_t rest = tick->gate.first_hit_ns ? CPU_STAT_NS : CONTROL_NS;
+        if (now - tick->cpu_stat_ns < (rest > tick->cpu_stat_rest_ns ? rest : tick->cpu_stat_rest_ns))
             return;
         if (!read_group_cpu(sampler, now, own_cpu_ns(sampler)) && tick->cpu_stat) {
             memcg_channel_close(&tick->pressure.channel, ENODEV, now); /* the group is gone, and its PSI with it */
@@ -162,7 +176,8 @@ static int read_usage(struct memcg_sampler *sampler, uint64_t now, uint64_t dead
     struct memcg_fed *usage = &tick->usage;
     int rc = memcg_fed_read(usage);
     if (rc != 0) {
-        memcg_channel_close(&usage->channel, -rc, now);
+        if (!memcg_source_may_recover(rc))
+            memcg_channel_close(&usage->channel, -rc, now);
         return rc;
     }
     memcg_channel_put(&usage->channel, usage->t_ns, (int64_t)now);
@@ -208,13 +223,25 @@ static int open_levels(struct memcg_sampler *sampler)
     return 0;
 }
 
+/* A start fails where PSI does; a takeover goes on without. */
+static int open_pressure(struct memcg_sampler *sampler)
+{
+    struct memcg_fed *pressure = &sampler->tick.pressure;
+    int rc = memcg_fed_open(&sampler->config, &sampler->writer, "pressure", pressure, &sampler->failed);
+    if (rc == 0 || !(sampler->config.flags & MEMCG_ATTACHED))
+        return rc;
+    memcg_fed_close(pressure);
+    sampler->tick.pressure_error = -rc;
+    return 0;
+}
+
 int memcg_tick_open(struct memcg_sampler *sampler)
 {
     struct memcg_tick *tick = &sampler->tick;
     const struct memcg_config *config = &sampler->config;
     int rc = memcg_fed_open(config, &sampler->writer, "usage", &tick->usage, &sampler->failed);
     if (rc == 0)
-        rc = memcg_fed_open(config, &sampler->writer, "pressure", &tick->pressure, &sampler->failed);
+        rc = open_pressure(sampler);
     if (rc == 0)
         rc = open_levels(sampler);
     if (rc == 0 && config->cpu_stat) {
@@ -247,9 +274,14 @@ int memcg_tick_open(struct memcg_sampler *sampler)
 
 int memcg_tick_begin(struct memcg_sampler *sampler)
 {
+    struct memcg_fed *pressure = &sampler->tick.pressure;
     memcg_pressure_claim(sampler);
-    if (memcg_channel_is_open(&sampler->tick.pressure.channel))
-        (void)read_pressure(sampler, now_ns()); /* where the deltas begin; a failure has closed the channel */
+    if (memcg_channel_is_open(&pressure->channel)) {
+        sampler->failed = pressure->feed[0].spec->path;
+        int rc = read_pressure(sampler, now_ns()); /* where the deltas begin */
+        if (rc != 0 && !(sampler->config.flags & MEMCG_ATTACHED))
+            return rc;
+    }
     return memcg_tick_sample(sampler, now_ns());
 }
 
@@ -270,6 +302,7 @@ void *memcg_tick_run(void *argument)
     memcg_thread_begin("pymemcg-tick");
     uint64_t now = now_ns(), deadline = now + tick->pace.full_ns;
     tick->last_control_ns = now;
+    tick->last_own_ns = own_cpu_ns(sampler);
     tick->last_ticks = load_relaxed(&state->ticks); /* of those who wrote the ring before us, too */
     tick->control_ns = now + CONTROL_NS;
     while (!memcg_thread_wait(sampler, now, deadline)) {
