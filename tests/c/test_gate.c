@@ -206,6 +206,14 @@ static void test_burst(void)
     now += 100 * MS;
     CHECK(memcg_gate_due(&gate, now) && memcg_gate_open(&gate, now, cpu), "it is over");
     CHECK(!memcg_gate_open(&gate, now, cpu / 20), "a burst of less than a jiffy is no such burst");
+
+    memcg_gate_passed(&gate, now, cpu, 50000);
+    for (int i = 0; i < 20; i++, now += S) {
+        memcg_gate_cpu(&gate, now, cpu);
+        memcg_gate_hit(&gate, now, true);
+        cpu += 3 * MS;
+        CHECK(!memcg_gate_open(&gate, now + 100 * MS, cpu), "%d small ones are no large one", i + 1);
+    }
 }
 
 /* That the model can tell: a reader every 10 ms destroys the light loads. */
