@@ -207,7 +207,7 @@ static void test_burst(void)
     CHECK(memcg_gate_due(&gate, now) && memcg_gate_open(&gate, now, cpu), "it is over");
     CHECK(!memcg_gate_open(&gate, now, cpu / 20), "a burst of less than a jiffy is no such burst");
 
-    memcg_gate_passed(&gate, now, cpu, 50000);
+    gate = (struct memcg_gate){.jiffy_ns = 4 * MS, .cpus = 2, .read_ns = now, .read_cpu_ns = cpu};
     for (int i = 0; i < 20; i++, now += S) {
         memcg_gate_cpu(&gate, now, cpu);
         memcg_gate_hit(&gate, now, true);
