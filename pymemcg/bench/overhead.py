@@ -90,7 +90,8 @@ class _Run:
         steal = Steal()
         reason = ChildGroup.possible()
         if reason is not None:
-            self.found.left_out["groups"] = f"everything was measured in this process's own group: {reason}"
+            self.found.left_out["groups of its own"] = f"everything was measured in this process's group: {reason}"
+            self.found.left_out[AT_LIMIT.name] = "it takes a group of its own"
         with self._scene(FAR, own=reason is not None) as scene:
             self._read(scene)
             self._tick(scene)
@@ -99,8 +100,8 @@ class _Run:
             self._hold(scene)
             self._serve(FAR, scene)
         if reason is None:
-            for setting in (AT_LIMIT, EIGHT):
-                self._elsewhere(setting)
+            self._elsewhere(AT_LIMIT)
+        self._elsewhere(EIGHT, own=reason is not None)
         self._sum_up_victims()
         self.found.steal_ratio = steal.ratio()
         return self.found
@@ -111,9 +112,9 @@ class _Run:
         with Scene(setting, own=own) as scene:
             yield scene
 
-    def _elsewhere(self, setting: Setting) -> None:
+    def _elsewhere(self, setting: Setting, *, own: bool = False) -> None:
         try:
-            with self._scene(setting) as scene:
+            with self._scene(setting, own=own) as scene:
                 if setting.churning:
                     self._be_late(scene)
                 self._serve(setting, scene)
@@ -229,7 +230,7 @@ class _Run:
 
         sampled_ns, bare_ns = interleave(lambda: p99(sampled=True), lambda: p99(sampled=False), self.budget.victim)
         row = Row(
-            setting=setting.name if scene.group else "this process's own group, as it is",
+            setting=setting.name if scene.group else f"{len(scene.workers)} in this process's group, as it is",
             victim_p99=ratio(sampled_ns, bare_ns),
             victim_p99_ns=median(bare_ns),
             cpu_of_a_core=_median(sampling, "cpu_ratio"),

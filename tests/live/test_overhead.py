@@ -84,7 +84,8 @@ def test_without_groups_it_measures_its_own(monkeypatch):
     own = resolve("self").directory
     monkeypatch.setattr(ChildGroup, "possible", staticmethod(lambda parent=None: "they are forbidden"))
     found = run(budget=SMALL).describe()
-    assert "they are forbidden" in found["left_out"]["groups"]
+    assert "they are forbidden" in found["left_out"]["groups of its own"]
+    assert any(name.startswith("at the limit") for name in found["left_out"])
     assert "memory.pressure" not in found["sample_over_pread_ratio"]["on"]
-    assert [row["setting"] for row in found["rows"]] == ["this process's own group, as it is"]
+    assert [row["setting"] for row in found["rows"]] == [f"{workers} in this process's group, as it is" for workers in (1, 8)]
     assert own == resolve("self").directory
