@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from pymemcg import _ffi, schema
 from pymemcg._ffi import ffi, lib
-from pymemcg.errors import SourceError
+from pymemcg.errors import NotSupported, SourceError
 from pymemcg.ring import ChannelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pymemcg.cgroup import Target
+    from pymemcg.cgroup import Level, Target
 
 SECOND_NS = 1_000_000_000
 NODE_HZ = 10
 PROCESS_ROWS = 8192
 """Room for 16 processes at 10 Hz over the default 60 s, with some to spare; more processes shorten the history."""
+MAX_LEVELS = 32
+"""MEMCG_LEVELS of csrc/sampler.h, whose arrays are of that length."""
 FEW_ROWS = 512
 """Of channels that get a row now and then; a page of 4 KiB a column."""
 
@@ -77,7 +79,14 @@ def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s:
 
     Raises:
         SourceError: A file that a sampler cannot do without cannot be read.
+        NotSupported: The group lies too deep.
     """
+    if len(_sampled_levels(target)) > MAX_LEVELS:
+        raise NotSupported(
+            f"is {len(target.levels) - 1} levels below the hierarchy's visible root: at most {MAX_LEVELS} levels are sampled",
+            path=target.directory,
+            hint="name a group higher up",
+        )
     plan = Plan(
         target,
         period_ns=round(SECOND_NS / rate_hz),
@@ -96,6 +105,10 @@ def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s:
     _add(plan, "clock", 60 * SECOND_NS, FEW_ROWS, schema.CLOCK_UNITS)
     _add(plan, "events", 0, FEW_ROWS, schema.EVENTS_UNITS)
     return plan
+
+
+def _sampled_levels(target: Target) -> list[Level]:
+    return [level for level in target.levels if "usage" in level.files]
 
 
 def _add(plan: Plan, name: str, period_ns: int, rows: int, units: dict[str, str]) -> None:
@@ -218,7 +231,7 @@ class NativeConfig:
         c.period_ns, c.stat_period_ns, c.node_period_ns = plan.period_ns, plan.stat_period_ns, SECOND_NS // NODE_HZ
         c.feeds = len(plan.feeds)
         c.feed = self._array("struct memcg_feed[]", (self._feed(feed) for feed in plan.feeds))
-        levels = [level for level in target.levels if "usage" in level.files]
+        levels = _sampled_levels(target)
         c.levels, c.level = len(levels), self._array("struct memcg_level[]", (self._level(level) for level in levels))
         c.group = self._text(target.directory) if "processes" not in plan.absent else ffi.NULL
         cpu_stat = _cpu_stat(target)
@@ -238,7 +251,7 @@ class NativeConfig:
         fields = self._array("struct memcg_field[]", pairs)
         return self._text(feed.path), self._text(feed.channel), feed.form, len(feed.fields), fields
 
-    def _level(self, level: Any) -> tuple[Any, ...]:
+    def _level(self, level: Level) -> tuple[Any, ...]:
         def path(role: str) -> Any:
             return self._text(f"{level.directory}/{level.files[role]}") if role in level.files else ffi.NULL
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 from fakecgroup import captured, machine_with_self
 
-from pymemcg import resolve, schema
+from pymemcg import NotSupported, resolve, schema
 from pymemcg.plan import make_plan
 from pymemcg.ring import create
 
@@ -28,6 +30,24 @@ def tables(plan):
 
 def fed(plan, channel):
     return {column for feed in plan.feeds if feed.channel == channel for column in feed.fields.values()}
+
+
+class TestDepth:
+    """The native side has arrays of that length."""
+
+    @pytest.fixture
+    def most(self):
+        header = Path(__file__).resolve().parents[2] / "csrc/sampler.h"
+        return int(re.search(r"MEMCG_LEVELS = (\d+)", header.read_text())[1])
+
+    def test_so_many_levels_are_sampled(self, most, tmp_path):
+        machine = machine_with_self(tmp_path, "v1", group="/g" * (most - 1))
+        assert len(plan_of(machine.root).target.levels) == most
+
+    def test_more_are_refused_by_name(self, most, tmp_path):
+        machine = machine_with_self(tmp_path, "v1", group="/g" * most)
+        with pytest.raises(NotSupported, match=rf"{'/g' * most}: is {most} levels below.*at most {most}"):
+            plan_of(machine.root)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
