@@ -36,6 +36,10 @@ class MemcgError(Exception):
         return f"{text} ({self.hint})" if self.hint else text
 
 
+class NotStarted(MemcgError, AttributeError):  # noqa: N818 - it names a state
+    """What a sampler has from its start on was asked for before; to `hasattr` it is not there."""
+
+
 class TargetError(MemcgError):
     """There is no such target, or it cannot be resolved from here."""
 

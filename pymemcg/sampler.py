@@ -15,7 +15,7 @@ from pymemcg import schema, sharing
 from pymemcg._ffi import check, ffi, lib
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel
-from pymemcg.errors import MemcgError
+from pymemcg.errors import NotStarted
 from pymemcg.plan import NativeConfig, make_plan
 from pymemcg.ring import Ring, create
 
@@ -142,13 +142,6 @@ class Sampler:
         history_s: float = 60,
         adaptive: bool = True,
     ) -> None:
-        for name, value, most in (
-            ("rate_hz", rate_hz, MAX_RATE_HZ),
-            ("stat_rate_hz", stat_rate_hz, 100),
-            ("history_s", history_s, 86400),
-        ):
-            if not 0.01 <= value <= most:
-                raise ValueError(f"{name}={value!r}: expected a number from 0.01 to {most}")
         self._spec = target
         self._options: dict[str, Any] = {
             "rate_hz": rate_hz,
@@ -164,6 +157,16 @@ class Sampler:
         self._told = False
         self._target: Target | None = None
         self._channels: dict[str, Channel] = {}
+        self._own = True
+        self._last_stats: dict[str, Any] = {}
+        self._last_absent: dict[str, str] = {}
+        for name, value, most in (
+            ("rate_hz", rate_hz, MAX_RATE_HZ),
+            ("stat_rate_hz", stat_rate_hz, 100),
+            ("history_s", history_s, 86400),
+        ):
+            if not 0.01 <= value <= most:
+                raise ValueError(f"{name}={value!r}: expected a number from 0.01 to {most}")
         _samplers[id(self)] = self
 
     # ---- Life cycle ----
@@ -194,10 +197,11 @@ class Sampler:
     def stop(self) -> None:
         """End sampling at once. What has been sampled stays readable."""
         with self._lock:
-            running, self._running = self._running, None
-            self._forked = False
-            if running is not None and self._end is not None:
+            if self._running is not None and self._end is not None:
+                self._last_stats, self._last_absent = self._stats(self._running), self._absent(self._running)
+                self._running = None
                 self._end()
+            self._forked = False
 
     def __enter__(self) -> Sampler:
         return self.start()
@@ -208,11 +212,21 @@ class Sampler:
     def _bind(self, running: _Running) -> None:
         tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
-        if running.seat.role == "attached":
-            writer = running.ring.header.state.writer_pid
-            why = f"it would be that of the process that samples ({writer}), not of this one ({os.getpid()}); see `processes`"
+        self._own = running.seat.role != "attached"
+        if not self._own:
+            why = (
+                "it would be that of the process that samples "
+                f"({running.ring.header.state.writer_pid} at the start), not of this one ({os.getpid()}); see `processes`"
+            )
             hidden = dict.fromkeys(_OF_THE_SAMPLING_PROCESS, why)
             self._channels["usage"] = Channel("usage", running.ring, tables.get("usage"), hidden=hidden)
+
+    def _uncover(self) -> None:
+        """This process's own RSS, once it samples. A channel of before, and its windows, go on without it."""
+        running = self._running
+        if not self._own and running is not None and running.writes():
+            self._own = True
+            self._channels["usage"] = Channel("usage", running.ring, running.ring.tables.get("usage"))
 
     def _after_fork(self) -> None:
         """In the child, at once: a lock that it kept open would outlive its parent."""
@@ -241,9 +255,11 @@ class Sampler:
         if name in schema.CHANNELS:
             if self._forked:
                 self._reattach()
+            if name == "usage":
+                self._uncover()
             if name in self._channels:
                 return self._channels[name]
-            raise MemcgError(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
+            raise NotStarted(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
         raise AttributeError(f"Sampler has no attribute {name!r}")
 
     @property
@@ -260,6 +276,9 @@ class Sampler:
         """
         if self._forked:
             self._reattach()
+        return self._role()
+
+    def _role(self) -> str:
         running = self._running
         if running is None:
             return "disabled" if self._disabled else "stopped"
@@ -269,12 +288,13 @@ class Sampler:
 
     @property
     def absent(self) -> dict[str, str]:
-        """What is not measured here, a channel or a column, and why."""
+        """What is not measured here, a channel or a column, and why; after `stop` what it was then."""
         if self._forked:
             self._reattach()
         running = self._running
-        if running is None:
-            return {}
+        return self._absent(running) if running else dict(self._last_absent)
+
+    def _absent(self, running: _Running) -> dict[str, str]:
         absent = dict(running.plan.absent)
         if running.seat.note:
             absent["sharing"] = running.seat.note
@@ -301,20 +321,24 @@ class Sampler:
             tick_cpu_ns, keeper_cpu_ns: CPU time of the two threads; group_cpu_ns: of the rest of the group since the start;
             diluted_ppm: the sampler's share of the group's CPU time; psi_reads; stat_period_ns;
             ring_bytes, locked_bytes, held_bytes: the ring, what of it is locked, and all that is held for sampling.
-            Empty when not running.
+            After `stop` what it was then, with the role "stopped"; empty before `start` and where disabled.
         """
         if self._forked:
             self._reattach()
         running = self._running
-        if running is None:
-            return {}
+        stats = self._stats(running) if running else dict(self._last_stats)
+        if stats:
+            stats |= {"role": self._role(), "late_ns": self._lateness()}
+        return stats
+
+    def _stats(self, running: _Running) -> dict[str, Any]:
+        """All that needs no arrays: numpy must not be loaded to stop."""
         state = running.ring.header.state
         words = [field for field, _ in ffi.typeof("struct memcg_state").fields if field != "cost_ns"]
-        stats: dict[str, Any] = {"role": self.role} | {word: getattr(state, word) for word in words}
+        stats: dict[str, Any] = {"role": ""} | {word: getattr(state, word) for word in words}
         stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in running.ring.tables.values()}
         stats["ring_bytes"] = running.ring.header.file_bytes
         stats["held_bytes"] = running.held_bytes() + running.ring.header.file_bytes
-        stats["late_ns"] = self._lateness()
         return stats
 
     def _lateness(self) -> dict[str, int]:
@@ -327,7 +351,7 @@ class Sampler:
         return {"p50": p50, "p99": p99, "max": int(late["late_ns"].max())}
 
     def __repr__(self) -> str:
-        return f"<Sampler of {os.fspath(self._spec)!r}: {self.role}>"
+        return f"<Sampler of {self._spec!r}: {'not attached since the fork' if self._forked else self._role()}>"
 
 
 _samplers: weakref.WeakValueDictionary[int, Sampler] = weakref.WeakValueDictionary()

@@ -61,13 +61,20 @@ class TestChild:
         assert parent.errors().count("forked") == 1
         assert goes_on(parent)
 
-    @pytest.mark.parametrize("use", ["s.usage.head > 0", "s.stats()", "s.role", "s.absent", "s.describe()", "repr(s)"])
+    @pytest.mark.parametrize("use", ["s.usage.head > 0", "s.stats()", "s.role", "s.absent", "s.describe()"])
     def test_any_use_is_a_first_use(self, parent, use):
         status, (first, role) = parent.do(f"forked(lambda: [{use}, s.role])")
         assert (status, role) == (0, "attached")
         assert first
         assert "stopped" not in str(first)
         assert parent.errors().count("forked") == 1
+
+    def test_to_be_shown_is_no_use(self, parent):
+        """A debugger, or a log of local variables, must not start threads."""
+        status, (shown, running) = parent.do("forked(lambda: [repr(s), tasks()])")
+        assert (status, running) == (0, 1)
+        assert "not attached since the fork" in shown
+        assert parent.errors() == ""
 
     def test_unused_it_holds_nothing(self, parent, group):
         status, (found, running) = parent.do("forked(lambda: [opened(), tasks()])")
