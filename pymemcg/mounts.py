@@ -15,6 +15,9 @@ from itertools import accumulate
 
 from pymemcg.errors import SourceError, TargetError
 
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+"""File systems whose files live in memory."""
+
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -124,24 +127,67 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
+    """A line of a mountinfo file.
+
+    Attributes:
+        number: Of the mount.
+        parent: The number of the one that it is mounted on.
+        device: Of its files, as MAJOR:MINOR.
+        root: What of the file system is mounted.
+        point: Where.
+        kind: Of the file system.
+        source: What the file system is of.
+        options: Of the file system.
+    """
+
     number: str
     parent: str
+    device: str
     root: str
     point: str
     kind: str
+    source: str
     options: str
 
 
-def _parse_entry(line: str, path: str) -> _Entry:
+def _parse_entry(line: str, path: str) -> Entry:
     head, found, tail = line.partition(" - ")
     fields, rest = head.split(" "), tail.split(" ")
     if not found or len(fields) < 6 or len(rest) < 3:
         raise SourceError(f"{line!r} is no line of a mountinfo file", path=path)
-    return _Entry(fields[0], fields[1], _unescape(fields[3]), _unescape(fields[4]), rest[0], rest[2])
+    number, parent, device, root, point = fields[:5]
+    return Entry(number, parent, device, _unescape(root), _unescape(point), rest[0], _unescape(rest[1]), rest[2])
 
 
-def _shown(entries: list[_Entry]) -> list[_Entry]:
+def parse_entries(text: str, *, path: str = "/proc/self/mountinfo") -> list[Entry]:
+    """Parse all of a mountinfo file; see `parse_mounts`.
+
+    Raises:
+        SourceError: A line has another form.
+    """
+    return [_parse_entry(line, path) for line in text.split("\n") if line]
+
+
+def file_system(path: str) -> str:
+    """The kind of the file system on which a file or folder lies, such as `tmpfs` or `ext4`.
+
+    By what the path leads to: a mount may be hidden under another, and the path may be a link.
+
+    Returns:
+        "" where no mount has its device number (btrfs numbers its parts anew).
+
+    Raises:
+        OSError: There is no such file.
+        SourceError: The mounts cannot be read.
+    """
+    number = os.stat(path).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    entries = parse_entries(read_text("/proc/self/mountinfo"))
+    return next((entry.kind for entry in entries if entry.device == device), "")
+
+
+def _shown(entries: list[Entry]) -> list[Entry]:
     """Those of cgroups that a path look-up reaches; another mount may lie over them, or over a directory above."""
     numbers = {entry.number for entry in entries}
     # The root's parent, and what lies outside of a chroot, are not listed.
@@ -176,7 +222,7 @@ def parse_mounts(text: str, *, prefix: str = "", path: str = "/proc/self/mountin
         SourceError: A line has another form.
     """
     mounts = []
-    for entry in _shown([_parse_entry(line, path) for line in text.split("\n") if line]):
+    for entry in _shown(parse_entries(text, path=path)):
         version = 2 if entry.kind == "cgroup2" else 1
         root = CgroupPath.parse(entry.root)
         mounts.append(Mount(version, frozenset(entry.options.split(",")), root, (prefix + entry.point).rstrip("/")))

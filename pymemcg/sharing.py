@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pymemcg._ffi import ffi, lib
 from pymemcg.errors import SourceError
+from pymemcg.mounts import file_system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +222,7 @@ def _home() -> tuple[str | None, str | None]:
     """The user's folder for rings and None, or None and why there is none."""
     home = _home_of(os.geteuid())
     try:
-        if not _is_tmpfs(_SHM):
+        if file_system(_SHM) != "tmpfs":
             return None, f"{_SHM} is not a tmpfs"  # a row stored into a mapped file on a disk waits for the disk
         os.makedirs(home, mode=0o700, exist_ok=True)
         status = os.lstat(home)
@@ -230,15 +231,6 @@ def _home() -> tuple[str | None, str | None]:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         return None, f"{home} is not a folder of this user's alone"
     return home, None
-
-
-def _is_tmpfs(path: str) -> bool:
-    """By what the path leads to: a mount may be hidden under another, and the path may be a link."""
-    device = os.stat(path).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        lines = [line.split(" ") for line in mounts]
-    return any(fields[2] == number and fields[fields.index("-") + 1] == "tmpfs" for fields in lines)
 
 
 def _lock(fd: int, kind: int) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pymemcg.errors import SourceError
-from pymemcg.mounts import read_text
+from pymemcg.mounts import Entry, parse_entries, read_text
 
 State = Literal["yes", "partly", "no", "info"]
 
@@ -135,7 +135,7 @@ def _paranoid() -> int | None:
 
 def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
     """The ids of the tracepoints, whether tracefs is mounted, and why there are no ids."""
-    mounted = [point for kind, _, point in _mounts() if kind == "tracefs" and point in _TRACEFS]
+    mounted = [mount.point for mount in _mounts() if mount.kind == "tracefs" and mount.point in _TRACEFS]
     problem = f"tracefs is not mounted at {_TRACEFS[0]}"
     for root in mounted:
         try:
@@ -146,23 +146,12 @@ def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
     return None, bool(mounted), problem
 
 
-def _mounts() -> list[tuple[str, str, str]]:
-    """Type, source and point of each mount that can be seen.
-
-    Sample of a line, its optional fields left out::
-
-        25 30 0:23 / /sys/kernel/tracing rw,nosuid - tracefs tracefs rw
-    """
+def _mounts() -> list[Entry]:
+    """Each mount that can be seen."""
     try:
-        lines = read_text("/proc/self/mountinfo").splitlines()
+        return parse_entries(read_text("/proc/self/mountinfo"))
     except SourceError:
         return []
-    found = []
-    for line in lines:
-        head, _, tail = line.partition(" - ")
-        kind, source = tail.split(" ")[:2]
-        found.append((kind, source, head.split(" ")[4]))
-    return found
 
 
 def _sandbox() -> Check:
@@ -171,7 +160,7 @@ def _sandbox() -> Check:
         says = "gVisor: this is not Linux, and its files under /proc and /sys/fs/cgroup are of its own making"
         needs = "run the sampler on the host (pymemcg watch container:ID), where the real group is"
         return Check("sandbox", "partly", says, needs, {"sandbox": "gvisor"})
-    if any(source == _KATA_SHARE for _, source, _ in _mounts()):
+    if any(mount.source == _KATA_SHARE for mount in _mounts()):
         says = "Kata: a virtual machine of its own; its groups and PSI are real, but the host's limits are out of sight"
         return Check("sandbox", "info", says, facts={"sandbox": "kata"})
     says = "no sign of gVisor or Kata (a sandbox that hides well is not noticed)"

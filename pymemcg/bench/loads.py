@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pymemcg.errors import NotSupported
+from pymemcg.mounts import IN_MEMORY, file_system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,19 +123,11 @@ def make_file(limit_bytes: int) -> tempfile._TemporaryFileWrapper[bytes]:
     """
     for folder in (tempfile.gettempdir(), "/var/tmp", "."):  # noqa: S108 - a file of tempfile's making
         # A tmpfs gives out one page of zeroes for all holes, which costs its readers no page cache.
-        if os.path.isdir(folder) and not _is_tmpfs(folder):
+        if os.path.isdir(folder) and file_system(folder) not in IN_MEMORY:
             file = tempfile.NamedTemporaryFile(prefix="pymemcg-load-", dir=folder)  # noqa: SIM115 - the caller closes it
             file.truncate(2 * limit_bytes)
             return file
     raise NotSupported("a load of page cache needs a folder that is no tmpfs", hint="set TMPDIR to one on a disk")
-
-
-def _is_tmpfs(folder: str) -> bool:
-    device = os.stat(folder).st_dev
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        # 37 31 0:34 / /dev/shm rw,nosuid - tmpfs tmpfs rw
-        kinds = {line.split()[2]: line.partition(" - ")[2].split()[0] for line in mounts}
-    return kinds.get(f"{os.major(device)}:{os.minor(device)}") in ("tmpfs", "ramfs")
 
 
 def _anon_toucher(size: int) -> Callable[[], None]:

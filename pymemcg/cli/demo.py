@@ -23,7 +23,7 @@ from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
 from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width
 from pymemcg.errors import MemcgError, SourceError
-from pymemcg.mounts import read_text
+from pymemcg.mounts import IN_MEMORY, file_system
 from pymemcg.once import read_limits
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _OWN_SECONDS: Final = 3.0
 _DATA_BYTES: Final = 96 << 20  # half as much again as the limit
 _ROOM_BYTES: Final = 2 * (LIMIT_BYTES + _DATA_BYTES)  # the service, its file on the way to the disk, and as much again
 _GRACE_S: Final = 20.0  # beyond SECONDS: a squeezed service is slow to end
-_IN_MEMORY: Final = {"tmpfs", "ramfs"}
 _NEXT: Final = (
     ("pymemcg doctor", "what can be measured of your own service here"),
     ("pymemcg watch TARGET", "live; TARGET is pid:N, container:ID or cgroup:/path"),
@@ -197,19 +196,8 @@ def _read_latencies(path: str) -> NDArray[np.int64] | None:
 def _disk() -> str | None:
     """A writable folder on a disk; None where there is none."""
     folders = (os.environ.get("TMPDIR"), "/var/tmp", tempfile.gettempdir(), os.getcwd())  # noqa: S108 - looked at, not trusted
-    return next((folder for folder in folders if folder and os.access(folder, os.W_OK) and not _in_memory(folder)), None)
-
-
-def _in_memory(folder: str) -> bool:
-    """Whether a folder's file system lives in memory; one whose kind is not found (btrfs numbers its parts anew) does not."""
-    number = os.stat(folder).st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    kinds = set()
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        head, _, tail = line.partition(" - ")
-        if head.split(" ")[2] == device:
-            kinds.add(tail.split(" ")[0])
-    return bool(kinds & _IN_MEMORY)
+    writable = (folder for folder in folders if folder and os.access(folder, os.W_OK))
+    return next((folder for folder in writable if file_system(folder) not in IN_MEMORY), None)
 
 
 def _write_data(path: str) -> None:
