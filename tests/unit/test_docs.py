@@ -71,6 +71,36 @@ def test_code_runs(page, beside_recording):
         run(code, page, namespace)
 
 
+@pytest.mark.parametrize("page", ["embedding.md", "getting-started.md"])
+def test_a_services_code_runs_where_sampling_is_switched_off(page, beside_recording, monkeypatch):
+    """PYMEMCG_DISABLE=1 is for emergencies: what was written after these examples must go on."""
+    monkeypatch.setenv("PYMEMCG_DISABLE", "1")
+    test_code_runs(page, beside_recording)
+
+
+def test_the_readmes_code_runs_there_too(monkeypatch):
+    monkeypatch.setenv("PYMEMCG_DISABLE", "1")
+    (code,) = [found["code"] for found in CODE.finditer((DOCS.parent / "README.md").read_text())]
+    run(code, "README.md", {})
+
+
+def test_a_services_endpoint_answers_there_too(monkeypatch):
+    pytest.importorskip("fastapi")
+    (code,) = (code for page, title in TITLED for code in code_of(page, title) if "fastapi" in code)
+    monkeypatch.setenv("PYMEMCG_DISABLE", "1")
+    service: dict[str, object] = {"__name__": "service"}
+    run(code, "service", service)
+    with pymemcg.Sampler() as sampler:
+        request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(memory=sampler)))
+        answer = service["memory"](request)
+    assert (answer["role"], answer["rows"], answer["usage_bytes_max"]) == ("disabled", 0, None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_is_left_to_be_measured(page):
+    assert "Not measured yet" not in (DOCS / page).read_text()
+
+
 @pytest.mark.parametrize(("page", "title"), sorted(TITLED))
 def test_files_run(page, title, recording):
     (code,) = code_of(page, title)
