@@ -30,6 +30,8 @@ _PATIENCE_S = 1.0
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
 MAX_RATE_HZ = 20_000
 """A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
+MAX_STAT_RATE_HZ = 100
+"""A read of memory.stat may flush the counters of the whole machine."""
 
 
 def _native_lock() -> threading.Lock:
@@ -162,7 +164,7 @@ class Sampler:
         self._last_absent: dict[str, str] = {}
         for name, value, most in (
             ("rate_hz", rate_hz, MAX_RATE_HZ),
-            ("stat_rate_hz", stat_rate_hz, 100),
+            ("stat_rate_hz", stat_rate_hz, MAX_STAT_RATE_HZ),
             ("history_s", history_s, 86400),
         ):
             if not 0.01 <= value <= most:

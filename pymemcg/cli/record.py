@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymemcg.cli import Terminated
 from pymemcg.cli._arguments import add_target, duration, rate
 from pymemcg.cli._text import aligned, has_rich, number, size, span
+from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,17 +30,16 @@ if TYPE_CHECKING:
 HELP: Final = "record a group's samples into a file"
 
 _WRITE_S = 0.2  # the rings hold a minute: more often only makes Ctrl-C and the bar smoother
-_MAX_RATE_HZ, _MAX_STAT_RATE_HZ = 20_000, 100  # as Sampler has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     add_target(parser)
     parser.add_argument("--duration", type=duration, required=True, metavar="TIME", help="how long: 10s, 5m, 1h")
-    parser.add_argument("--rate", type=rate(_MAX_RATE_HZ), default=1000, metavar="HZ", help="ticks a second (default: 1000)")
+    parser.add_argument("--rate", type=rate(MAX_RATE_HZ), default=1000, metavar="HZ", help="ticks a second (default: 1000)")
     parser.add_argument(
         "--stat-rate",
-        type=rate(_MAX_STAT_RATE_HZ),
+        type=rate(MAX_STAT_RATE_HZ),
         default=10,
         metavar="HZ",
         help="reads of memory.stat a second (default: 10)",
