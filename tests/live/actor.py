@@ -18,6 +18,10 @@ from pymemcg import sharing
 
 MIB = 1 << 20
 
+# A hundred processes start: where nothing may be written beside the sources, each would compile all of them.
+_CACHE = tempfile.TemporaryDirectory(prefix="pymemcg-pycache-")
+_COMPILED_ONCE = {"PYTHONPYCACHEPREFIX": _CACHE.name, "PYTHONDONTWRITEBYTECODE": ""}
+
 # Answers go to a descriptor of their own, so that whatever the code under test prints cannot pass for one. Only what all
 # tests need is imported: what an import costs, and when numpy comes, is a subject of the tests.
 _SCRIPT = """
@@ -79,7 +83,7 @@ class Actor:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=None if env is None else {**os.environ, **env},
+            env={**os.environ, **_COMPILED_ONCE, **(env or {})},
         )
         self.pid = self.process.pid
         if group is not None:
