@@ -264,3 +264,24 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<Channel {self.name!r}: {self.head} rows so far, room for {self.capacity}; {', '.join(self.names)}>"
+
+
+class Channels:
+    """What a running sampler and a recording have in common."""
+
+    usage: Channel
+    """A row a tick: usage, hits, OOM kills, and RSS of the sampling process."""
+    stat: Channel
+    """memory.stat, ten rows a second by default."""
+    pressure: Channel
+    """Stall time so far by PSI, a row whenever it may be read."""
+    limits: Channel
+    """Limit, usage and hits of every level, a row a change."""
+    node: Channel
+    """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
+    processes: Channel
+    """RSS of every process in the group and below, ten times a second."""
+    clock: Channel
+    """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
+    events: Channel
+    """What happened to the sampling itself, as it happens."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
 from pymemcg._ffi import ffi
-from pymemcg.channel import Channel
+from pymemcg.channel import Channel, Channels
 from pymemcg.errors import RecordingError
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
 
@@ -24,7 +24,7 @@ _GROWTH = 4
 """Of processes, room is made for so many, and for so many times as many as there are: the file is sparse."""
 
 
-class Recording:
+class Recording(Channels):
     """A recording's channels, as a sampler has them; one that was not recorded has no columns.
 
     Args:
@@ -39,23 +39,6 @@ class Recording:
 
     Thread-safe. Arrays keep the file mapped.
     """
-
-    usage: Channel
-    """A row a tick: usage, hits, OOM kills, and RSS of the sampling process."""
-    stat: Channel
-    """memory.stat, ten rows a second by default."""
-    pressure: Channel
-    """Stall time so far by PSI, a row whenever it may be read."""
-    limits: Channel
-    """Limit, usage and hits of every level, a row a change."""
-    node: Channel
-    """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
-    processes: Channel
-    """RSS of every process in the group and below, ten times a second."""
-    clock: Channel
-    """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
-    events: Channel
-    """What happened to the sampling itself, as it happens."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pymemcg import schema, sharing
 from pymemcg._ffi import check, ffi, lib
 from pymemcg.cgroup import resolve
-from pymemcg.channel import Channel
+from pymemcg.channel import Channel, Channels
 from pymemcg.errors import NotStarted
 from pymemcg.plan import NativeConfig, make_plan
 from pymemcg.ring import Ring, create
@@ -101,7 +101,7 @@ class _Running:
         self.seat.abandon()
 
 
-class Sampler:
+class Sampler(Channels):
     """Samples a memory cgroup from a native thread that never takes the GIL.
 
     The first process of a group that starts one samples, the others attach to its rings (`role`); when it ends, another goes
@@ -117,23 +117,6 @@ class Sampler:
 
     Thread-safe. A forked child re-attaches at its first use of the sampler.
     """
-
-    usage: Channel
-    """A row a tick: usage, hits, OOM kills, and RSS of the sampling process."""
-    stat: Channel
-    """memory.stat, ten rows a second by default."""
-    pressure: Channel
-    """Stall time so far by PSI, a row whenever it may be read."""
-    limits: Channel
-    """Limit, usage and hits of every level, a row a change."""
-    node: Channel
-    """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
-    processes: Channel
-    """RSS of every process in the group and below, ten times a second."""
-    clock: Channel
-    """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
-    events: Channel
-    """What happened to the sampling itself, as it happens."""
 
     def __init__(
         self,
