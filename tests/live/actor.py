@@ -134,6 +134,16 @@ class Actor:
                 pass
 
 
+START = "from pymemcg import Sampler; s = Sampler({}).start()"
+
+
+def start(actor: Actor, *arguments: str) -> str:
+    """Start a sampler of the actor's own group, and say what part it plays."""
+    actor.do(START.format(", ".join(arguments)))
+    role: str = actor.do("s.role")
+    return role
+
+
 def threads(pid: int | str = "self") -> list[str]:
     """The names of a process's threads."""
     names = []
