@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Actor:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            start_new_session=True,
             env={**os.environ, **_COMPILED_ONCE, **(env or {})},
         )
         self.pid = self.process.pid
@@ -125,7 +127,10 @@ class Actor:
         self.process.wait()
 
     def close(self) -> None:
-        self.kill()
+        """End it, and whomever it forked: they are of its session."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self._errors):
             try:
                 assert pipe is not None
