@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: pytest's importlib mode puts no folder on the path, so the builders in tests/unit are put there."""
+"""What all tests share."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+# pytest's importlib mode puts no folder on the path, so the builders in tests/unit are put there.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "unit"))
+
+
+def pytest_configure() -> None:
+    """Leave the source tree: there `python -m pymemcg` of a test's process would find it before the installed package."""
+    os.chdir("/")
