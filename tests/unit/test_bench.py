@@ -125,6 +125,23 @@ def test_ticks_kept_are_compared_in_points(full, bare, kept):
     assert run.found.measures["ticks_kept_1khz"].kept is kept
 
 
+@pytest.mark.parametrize(
+    ("intervals", "kept"),
+    [
+        ([(0.99, 1.01), (0.98, 1.02)], True),
+        ([(0.99, 1.01), (0.90, 1.10)], None),  # too wide to tell
+        ([(0.99, 1.01), (1.01, 1.02)], False),
+        ([(0.90, 1.10), (1.01, 1.02)], False),
+    ],
+)
+def test_no_setting_may_slow_the_service_down(intervals, kept):
+    run = overhead._Run(overhead.SHORT, lambda _text: None)
+    for low, high in intervals:
+        run.found.rows.append(Row("", Estimate((low + high) / 2, low, high, 14), 1.0, 0.0, 1.0, 0.0, 0.0))
+    run._sum_up_victims()
+    assert run.found.measures["victim_p99_ratio"].kept is kept
+
+
 @pytest.fixture
 def report():
     found = Report()
