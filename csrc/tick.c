@@ -9,8 +9,10 @@
 static const uint64_t LOOK_NS = 10000000;     /* ancestors: as often as the slow tick */
 static const uint64_t CONTROL_NS = 100000000; /* CPU times: long against their own granularity of a jiffy */
 static const uint64_t CPU_STAT_NS = 20000000; /* cpu.stat flushes per-CPU counters: not at every tick that waits at the gate */
-static const uint64_t CPU_STAT_BUDGET =
-    100; /* … and a read may take 1/100 of the time until the next: on big hosts it takes locks */
+/* … and a read may take 1/100 of the time until the next: on big hosts it takes locks. One that was preempted does not blind the
+ * gate for long. */
+static const uint64_t CPU_STAT_BUDGET = 100;
+static const uint64_t CPU_STAT_REST_NS = 1000000000;
 static const char CPU_KEY[] = "usage_usec";
 static const char *const HIT_COLUMNS[] = {"limit_hits", "memsw_hits", "high_hits"};
 enum { HIGH = 2 };
@@ -29,7 +31,8 @@ static bool read_group_cpu(struct memcg_sampler *sampler, uint64_t now, uint64_t
     struct memcg_tick *tick = &sampler->tick;
     uint64_t begun = now_ns();
     int64_t usage_us = memcg_level_value(tick->cpu_stat, CPU_KEY);
-    tick->cpu_stat_rest_ns = (now_ns() - begun) * CPU_STAT_BUDGET;
+    uint64_t rest = (now_ns() - begun) * CPU_STAT_BUDGET;
+    tick->cpu_stat_rest_ns = rest < CPU_STAT_REST_NS ? rest : CPU_STAT_REST_NS;
     if (usage_us == MEMCG_NONE)
         return false;
     uint64_t usage_ns = (uint64_t)usage_us * 1000u;
