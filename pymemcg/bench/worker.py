@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,14 @@ if TYPE_CHECKING:
 
     from pymemcg.child import ChildGroup
 
-_WAIT_AND_BECOME = "import os, sys; os.read(0, 1); os.execv(sys.executable, [sys.executable, '-m', 'pymemcg.bench.worker'])"
-"""Once it is in the group it begins anew, so that all of its memory is charged there."""
+_WAIT_AND_BECOME = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.read(0, 1)
+os.execv(sys.executable, [sys.executable, "-m", "pymemcg.bench.worker"])
+"""
+"""Once it is in the group it begins anew, so that all of its memory is charged there. Ctrl-C is for who started it to heed."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -97,7 +105,8 @@ class Worker:
 
 
 def main() -> None:
-    """Serve calls until there are no more."""
+    """Serve calls until there are no more, or nobody to make any: some of them would go on for good."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     for line in sys.stdin:

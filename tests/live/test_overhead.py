@@ -4,6 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -39,6 +44,28 @@ def test_worker_says_what_failed_in_it(worker):
     with pytest.raises(MemcgError, match=r"holding\.wait_for_hits: MemcgError: the group did not come to its limit"):
         worker.call("holding.wait_for_hits", seconds=0.1)
     assert worker.call("holding.anonymous_bytes") > 0  # and goes on
+
+
+def test_worker_ends_with_who_started_it():
+    text = """
+import os, signal
+from pymemcg.bench.worker import Worker
+worker = Worker()
+worker.call("holding.anonymous_bytes")
+worker.begin("serving.serve", seconds=60, sampled=False)
+print(worker.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=30, check=False)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{int(done.stdout)}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{int(done.stdout)}")
+
+
+def test_worker_leaves_ctrl_c_to_who_started_it(worker):
+    os.kill(worker.pid, signal.SIGINT)
+    assert worker.call("holding.anonymous_bytes") > 0
 
 
 def test_bare_loop_reads_the_files_that_a_sampler_reads(worker):
