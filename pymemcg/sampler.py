@@ -305,7 +305,8 @@ class Sampler(Channels):
             late_ns: p50, p99 and max over what the `usage` ring holds; cost_ns: a recent read of each channel's files;
             tick_cpu_ns, keeper_cpu_ns: CPU time of the two threads; group_cpu_ns: of the rest of the group since the start;
             diluted_ppm: the sampler's share of the group's CPU time; psi_reads; stat_period_ns;
-            ring_bytes, locked_bytes, held_bytes: the ring, what of it is locked, and all that is held for sampling.
+            ring_bytes, locked_bytes: the ring, and what of it is locked; held_bytes: all that this process holds for sampling,
+            the ring included where it writes it.
             After `stop` what it was then, with the role "stopped"; empty before `start` and where disabled.
         """
         if self._forked:
@@ -323,7 +324,8 @@ class Sampler(Channels):
         stats: dict[str, Any] = {"role": ""} | {word: getattr(state, word) for word in words}
         stats["cost_ns"] = {table.name: state.cost_ns[table.index] for table in running.ring.tables.values()}
         stats["ring_bytes"] = running.ring.header.file_bytes
-        stats["held_bytes"] = running.held_bytes() + running.ring.header.file_bytes
+        # The group is charged for a ring once, however many are attached to it.
+        stats["held_bytes"] = running.held_bytes() + (running.ring.header.file_bytes if running.writes() else 0)
         return stats
 
     def _lateness(self) -> dict[str, int]:

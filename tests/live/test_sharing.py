@@ -54,6 +54,9 @@ class TestEight:
         ring = workers[0].do("s.stats()['ring_bytes']")
         assert ring_file(group.directory).stat().st_blocks * 512 == ring
         assert int(stat.get("total_shmem", stat["shmem"])) <= ring + 1 * MIB
+        held = {worker.do("s.role"): worker.do("s.stats()['held_bytes']") for worker in workers}
+        assert ring < held["sampling"] <= 8 * MIB
+        assert held["attached"] < 1 * MIB
 
     def test_all_may_stop_in_any_order_and_the_last_removes_the_ring(self, workers, group):
         for worker in workers[1::2] + workers[::2]:
