@@ -99,9 +99,8 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
 
 /* A read-only mapping of a ring in which each column stands twice in a row, so that any window is one contiguous slice. */
 struct memcg_map;
-int memcg_map_open(
-    int fd, struct memcg_map *
-                *ret_map); /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here */
+/* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here. */
+int memcg_map_open(int fd, struct memcg_map **ret_map);
 void memcg_map_free(struct memcg_map *map);
 const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
 const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */
@@ -184,7 +183,8 @@ struct memcg_config {
 };
 
 struct memcg_sampler;
-/* `config` and all that it points to must outlive the sampler. Takes the first sample in the calling thread, so that what cannot work fails here: -errno, and `ret_failed` names the file. */
+/* `config` and all that it points to must outlive the sampler. Takes the first sample in the calling thread, so that what cannot
+ * work fails here: -errno, and `ret_failed` names the file. */
 int memcg_sampler_start(const struct memcg_config *config, struct memcg_sampler **ret_sampler, char *ret_failed,
                         size_t failed_bytes);
 /* Ends both threads at once and waits for them. The ring stays readable. */
