@@ -9,20 +9,26 @@ from pymemcg.channel import Channel, Window
 from pymemcg.errors import MemcgError, NotSupported, RecordingError, SourceError, TargetError
 from pymemcg.recording import Recording, open  # noqa: A004 - as in gzip.open, and only with the module's name before it
 from pymemcg.sampler import Sampler
+from pymemcg.stalls import Detector, Policy, Stall, Stalls, stalls
 
 __all__ = [
     "Channel",
+    "Detector",
     "Level",
     "MemcgError",
     "NotSupported",
+    "Policy",
     "Recording",
     "RecordingError",
     "Sampler",
     "SourceError",
+    "Stall",
+    "Stalls",
     "Target",
     "TargetError",
     "Window",
     "__version__",
     "open",
     "resolve",
+    "stalls",
 ]

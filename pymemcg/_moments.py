@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moments: when somebody was held for memory, as far as an evidence knows. All evidences become these, stalls are made of them."""
+"""Moments: when somebody was held for memory, as far as an evidence knows. Stalls are made of them."""
 
 from __future__ import annotations
 
