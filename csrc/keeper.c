@@ -13,6 +13,8 @@ static const uint64_t BUDGET = 100;                  /* a read may take 1/100 of
 static const uint64_t BACKOFF_NS = 10000000000;      /* … but 10 s apart is as good as any other tool */
 static const uint64_t SETTLE_NS = 2000000000;        /* before that the averages of CPU time say little */
 static const uint64_t DILUTED_PPM = 50000;           /* 1/20, what the default keeps below */
+static const uint64_t LOSSES_NS = 1000000000;        /* a row a second of a loss that goes on is enough */
+static const uint64_t SLEEPERS_NS = 3000000000;      /* a sleep at memory.high is up to 2 s long */
 
 static const char *const LIMITS[] = {"t_ns", "level", "limit_bytes", "high_bytes", "usage_bytes", "hits"};
 static const char *const PROCESSES[] = {"t_ns", "pid", "rss_bytes", "shared_bytes", "virtual_bytes"};
@@ -185,6 +187,33 @@ static void keep_events(struct memcg_sampler *sampler)
     }
 }
 
+/* Says now and then how much of the tracing has been lost. */
+static void keep_losses(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_keeper *keeper = &sampler->keeper;
+    const struct memcg_state *state = &sampler->writer.header->state;
+    uint64_t lost = load_relaxed(&state->trace_lost), unattributed = load_relaxed(&state->trace_unattributed);
+    if (now < keeper->told_ns + LOSSES_NS)
+        return;
+    uint64_t since = keeper->told_ns;
+    keeper->told_ns = now;
+    if (lost != keeper->lost)
+        memcg_keeper_event(sampler, since, MEMCG_EVENT_TRACE_LOST, (int64_t)lost);
+    if (unattributed != keeper->unattributed)
+        memcg_keeper_event(sampler, since, MEMCG_EVENT_TRACE_UNATTRIBUTED, (int64_t)unattributed);
+    keeper->lost = lost;
+    keeper->unattributed = unattributed;
+}
+
+/* Who sleeps at memory.high? No tracepoint tells. */
+static void keep_sleepers(struct memcg_sampler *sampler, uint64_t now)
+{
+    uint64_t hit_ns = load_relaxed(&sampler->high_hit_ns);
+    if (!(sampler->config.flags & MEMCG_WCHAN) || hit_ns == 0 || now > hit_ns + SLEEPERS_NS || sampler->keeper.group <= 0)
+        return;
+    memcg_trace_look(&sampler->trace, sampler->keeper.group, now);
+}
+
 void memcg_keeper_round(struct memcg_sampler *sampler)
 {
     keep_limits(sampler, now_ns());
@@ -192,6 +221,8 @@ void memcg_keeper_round(struct memcg_sampler *sampler)
     keep_node(sampler, now_ns());
     keep_processes(sampler, now_ns());
     keep_clock(sampler, now_ns());
+    keep_sleepers(sampler, now_ns());
+    keep_losses(sampler, now_ns());
     keep_events(sampler);
 }
 

@@ -12,7 +12,7 @@
  * the same in prose. */
 
 enum {
-    MEMCG_RING_VERSION = 1,
+    MEMCG_RING_VERSION = 2,
     MEMCG_RING_BYTE_ORDER = 0x01020304,
     MEMCG_CHANNELS = 16,        /* at most, in one ring */
     MEMCG_CHANNEL_COLUMNS = 128 /* at most, in one channel */
@@ -34,6 +34,11 @@ struct memcg_state {
     uint64_t diluted_ppm;    /* the sampler's share of the group's CPU time, last second, in millionths */
     uint64_t psi_reads;      /* times the gate let PSI be read */
     uint64_t locked_bytes;   /* of the ring, locked into memory by the writer */
+    uint64_t trace_ns;       /* every interval of `reclaim` that ended before this time has its row; 0 = nothing is traced */
+    uint64_t trace_open_ns;  /* when the oldest interval began that has no row yet; 0 = there is none */
+    uint64_t trace_events;   /* tracepoints seen, of the whole host */
+    uint64_t trace_lost;     /* … and lost, because nobody took them in time */
+    uint64_t trace_unattributed; /* intervals of threads that were gone before their group could be asked for */
     /* A recent read of each channel's files, by position in the channel table. */
     uint64_t cost_ns[MEMCG_CHANNELS];
 };
@@ -132,8 +137,36 @@ enum memcg_event {
     MEMCG_EVENT_CLOSED = 2,      /* value = position of the channel << 32 | errno */
     MEMCG_EVENT_STAT_PERIOD = 3, /* a read of memory.stat took more than its share; value = the period in ns from here on */
     MEMCG_EVENT_PROCESSES_PERIOD = 4, /* likewise for the group's processes */
-    MEMCG_EVENT_DILUTED = 5           /* the sampler took more than 1/20 of the group's CPU time: PSI is diluted; value = ppm */
+    MEMCG_EVENT_DILUTED = 5,          /* the sampler took more than 1/20 of the group's CPU time: PSI is diluted; value = ppm */
+    MEMCG_EVENT_TRACE_LOST = 6,       /* tracepoints were lost after since_ns; value = how many, since the writer started */
+    MEMCG_EVENT_TRACE_UNATTRIBUTED = 7 /* likewise intervals whose thread was gone before its group was known */
 };
+
+/* ---- Tracepoints -------------------------------------------------------------------------------------------------------------- */
+
+enum memcg_tracepoint {
+    MEMCG_TRACE_MEMCG_BEGIN,
+    MEMCG_TRACE_MEMCG_END,
+    MEMCG_TRACE_DIRECT_BEGIN,
+    MEMCG_TRACE_DIRECT_END,
+    MEMCG_TRACE_COMPACTION_BEGIN,
+    MEMCG_TRACE_COMPACTION_END,
+    MEMCG_TRACE_THROTTLED,
+    MEMCG_TRACEPOINTS
+};
+
+/* Values of `kind` in `reclaim`. */
+enum memcg_reclaim {
+    MEMCG_RECLAIM_MEMCG = 1,
+    MEMCG_RECLAIM_DIRECT = 2,
+    MEMCG_RECLAIM_COMPACTION = 3,
+    MEMCG_RECLAIM_THROTTLED = 4,
+    MEMCG_RECLAIM_HIGH = 5 /* no interval: the thread was seen asleep at memory.high at start_ns = end_ns */
+};
+
+/* Can they be opened here? `id` as tracefs gives them, in the order of enum memcg_tracepoint; 0 = not there. -EACCES, -EPERM: not
+ * allowed (CAP_PERFMON); -ENOENT: there is no such tracepoint; -ENOSYS: no perf, or seccomp forbids it. */
+int memcg_trace_probe(const uint64_t id[MEMCG_TRACEPOINTS]);
 
 /* ---- The sampler ------------------------------------------------------------------------------------------------------------- */
 
@@ -163,7 +196,8 @@ struct memcg_level {
 enum memcg_flag {
     MEMCG_ADAPTIVE = 1, /* tick slowly far from every limit, and yield to the group */
     MEMCG_INSIDE = 2,   /* this process is in the group: its own CPU time is part of the group's */
-    MEMCG_ATTACHED = 4  /* another process samples: wait for the lock, then go on with its ring */
+    MEMCG_ATTACHED = 4, /* another process samples: wait for the lock, then go on with its ring */
+    MEMCG_WCHAN = 8     /* where memory.high is hit, look which threads sleep there */
 };
 
 struct memcg_config {
@@ -179,7 +213,11 @@ struct memcg_config {
     const struct memcg_feed *feed;
     const struct memcg_level *level; /* [0] is the group itself */
     const char *group;               /* its directory, whose cgroup.procs and children's feed `processes`; NULL = not sampled */
-    const char *cpu_stat; /* cpu.stat beside memory.pressure; NULL = none, and then PSI is not gated but left alone */
+    uint64_t tracepoint[MEMCG_TRACEPOINTS]; /* as for memcg_trace_probe(); the first 0 = no tracing */
+    uint64_t cgroup_id;      /* of the group in cgroup2, where that holds just the threads of the memory group; 0 = not known */
+    const char *memory_path; /* the memory group as /proc/TID/cgroup says it; NULL = not known, and then only cgroup_id tells */
+    int32_t memory_version;  /* of the memory controller: in which line of that file the path stands */
+    const char *cpu_stat;    /* cpu.stat beside memory.pressure; NULL = none, and then PSI is not gated but left alone */
 };
 
 struct memcg_sampler;

@@ -13,9 +13,11 @@ void memcg_sampler_end(struct memcg_sampler *sampler)
 {
     memcg_tick_close(sampler);
     memcg_keeper_close(sampler);
+    memcg_trace_close(&sampler->trace);
     memcg_writer_close(&sampler->writer);
     memset(&sampler->tick, 0, sizeof sampler->tick);
     memset(&sampler->keeper, 0, sizeof sampler->keeper);
+    memset(&sampler->trace, 0, sizeof sampler->trace);
     sampler->holds_pressure = 0;
 }
 
@@ -64,6 +66,11 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
     store_relaxed(&state->keeper_cpu_ns, 0);
     store_relaxed(&state->group_cpu_ns, 0);
     store_relaxed(&state->diluted_ppm, 0);
+    store_relaxed(&state->trace_ns, 0);
+    store_relaxed(&state->trace_open_ns, 0);
+    store_relaxed(&state->trace_events, 0);
+    store_relaxed(&state->trace_lost, 0);
+    store_relaxed(&state->trace_unattributed, 0);
     store_relaxed(&state->full_period_ns, sampler->config.period_ns);
     store_relaxed(&state->stat_period_ns, sampler->config.stat_period_ns);
     for (uint32_t i = 0; i < MEMCG_LEVELS; i++)
@@ -136,8 +143,11 @@ static void *run_keeper(void *argument)
     while (true) {
         uint64_t now = now_ns(), period = memcg_keeper_period(sampler, cost);
         deadline = deadline + period > now ? deadline + period : now + period;
-        if (memcg_thread_wait(sampler, now, deadline))
-            return NULL;
+        for (bool called = true; called;) {
+            if (memcg_thread_wait_for_post(sampler, deadline, &called))
+                return NULL;
+            memcg_trace_answer(&sampler->trace, &sampler->config);
+        }
         memcg_keeper_round(sampler);
         memcg_pressure_claim(sampler);
         uint64_t used = memcg_thread_cpu_ns();
@@ -153,6 +163,7 @@ static void end_tick(struct memcg_sampler *sampler)
         return;
     memcg_thread_stop(sampler);
     pthread_join(sampler->tick_thread, NULL);
+    memcg_trace_finish(&sampler->trace, now_ns(), &sampler->writer.header->state);
     store_relaxed(&sampler->writer.header->state.writer_pid, 0);
     memcg_sampler_end(sampler);
 }
@@ -213,5 +224,5 @@ size_t memcg_sampler_held_bytes(const struct memcg_sampler *sampler)
         bytes += memcg_fed_bytes(feds[i]);
     for (uint32_t i = 0; i < sampler->config.levels; i++)
         bytes += memcg_level_bytes(&sampler->tick.level[i]) + memcg_level_bytes(&sampler->keeper.level[i]);
-    return bytes + MEMCG_STACK_TOUCHED;
+    return bytes + memcg_perf_bytes(sampler->trace.perf) + MEMCG_STACK_TOUCHED;
 }

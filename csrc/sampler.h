@@ -15,6 +15,7 @@
 #include "feed.h"
 #include "gate.h"
 #include "pace.h"
+#include "trace.h"
 
 enum { MEMCG_LEVELS = 32, MEMCG_STACK_BYTES = 256 * 1024, MEMCG_STACK_TOUCHED = 32 * 1024 };
 
@@ -27,6 +28,7 @@ struct memcg_level_sources {
 struct memcg_tick {
     struct memcg_fed usage, pressure;
     int late_ns, since_ns, cpu_us; /* positions of columns */
+    int trace_error;               /* why there are no tracepoints */
     int pressure_error;            /* why there is no feed of PSI; 0 = it was decided so beforehand */
     struct memcg_cell usage_bytes, hit[3], some_us;
     int64_t hits[3];
@@ -58,21 +60,26 @@ struct memcg_keeper {
     uint64_t stat_period_ns, processes_period_ns;
     uint64_t reported_closed; /* bit per channel */
     uint64_t diluted_ppm;
+    uint64_t lost, unattributed; /* tracepoints, as last told of */
+    uint64_t told_ns;
 };
 
 struct memcg_sampler {
     struct memcg_config config; /* what it points to outlives the sampler */
     struct memcg_writer writer;
-    uint32_t stop; /* futex word of both threads */
+    uint32_t stop; /* futex word of the tick thread */
+    uint32_t call; /* … and of the keeper: it is told to stop, or has post */
     uint32_t writes;
     pthread_t tick_thread, keeper_thread;
     uint32_t ticking;              /* the tick thread was started */
     uint32_t holds_pressure;       /* the group's PSI is ours to read: flock on its file */
     uint64_t limits[MEMCG_LEVELS]; /* keeper → tick: the limits, as the keeper last read them */
     uint64_t node_hit_ns;          /* keeper → tick: the last time that somebody on the node stalled in direct reclaim */
+    uint64_t high_hit_ns;          /* tick → keeper: the last time that somebody in the group was hit at memory.high */
     uint64_t group_rate_ns;        /* tick → keeper: CPU time a second of the rest of the group; 0 = not known */
     struct memcg_tick tick;
     struct memcg_keeper keeper;
+    struct memcg_trace trace;
     const char *failed;
 };
 
@@ -98,6 +105,10 @@ void memcg_thread_lock_code(void);
 void memcg_thread_begin(const char *name);
 /* Sleeps until the deadline; true = told to stop. `now` is about now: a caller knows. */
 bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t now, uint64_t deadline);
+/* The keeper's: also until it has post, which *ret_called says. */
+bool memcg_thread_wait_for_post(struct memcg_sampler *sampler, uint64_t deadline, bool *ret_called);
+/* Wakes the keeper for its post. */
+void memcg_thread_call(struct memcg_sampler *sampler);
 /* Tells the sampler's threads to stop, and wakes them. */
 void memcg_thread_stop(struct memcg_sampler *sampler);
 uint64_t memcg_thread_cpu_ns(void);
@@ -132,8 +143,10 @@ uint64_t memcg_keeper_period(const struct memcg_sampler *sampler, uint64_t cost_
 void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
 void memcg_keeper_close(struct memcg_sampler *sampler);
 
-/* Rows of `processes` for every process in the group, a descriptor of its directory (O_PATH will do), and below. -ENOENT: it is
- * gone. */
+/* Calls for every number in this file (cgroup.procs, cgroup.threads) of the group, a descriptor of its directory (O_PATH will do), and
+ * of the groups below. -ENOENT: it is gone. */
+int memcg_group_each(int group, const char *list, void (*call)(void *context, uint64_t number), void *context);
+/* Rows of `processes` for every process in the group and below. */
 int memcg_processes_read(struct memcg_channel *channel, const int column[5], int group, uint64_t t_ns);
 
 #endif

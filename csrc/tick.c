@@ -114,6 +114,20 @@ static void look(struct memcg_sampler *sampler, uint64_t now)
     tick->look_ns = now + LOOK_NS;
 }
 
+/* Tracepoints, where they may be had: they tell of a limit that is out of sight, too. */
+static void read_trace(struct memcg_sampler *sampler, uint64_t now)
+{
+    struct memcg_trace *trace = &sampler->trace;
+    if (!memcg_channel_is_open(&trace->channel))
+        return;
+    memcg_trace_drain(trace, now, &sampler->writer.header->state);
+    if (trace->asked)
+        memcg_thread_call(sampler);
+    if (trace->hit)
+        hit(sampler, now, true);
+    trace->asked = trace->hit = false;
+}
+
 static int read_pressure(struct memcg_sampler *sampler, uint64_t now)
 {
     struct memcg_tick *tick = &sampler->tick;
@@ -189,8 +203,11 @@ static int read_usage(struct memcg_sampler *sampler, uint64_t now, uint64_t dead
     memcg_pace_usage(&tick->pace, now, memcg_cell_value(tick->usage_bytes));
     for (int i = 0; i < 3; i++) {
         int64_t hits = memcg_cell_value(tick->hit[i]);
-        if (hits != tick->hits[i] && tick->look_ns != 0)
+        if (hits != tick->hits[i] && tick->look_ns != 0) {
             hit(sampler, now, i != HIGH); /* kernel workers raise `high` too, and stall nobody */
+            if (i == HIGH)
+                store_relaxed(&sampler->high_hit_ns, now);
+        }
         tick->hits[i] = hits;
     }
     return 0;
@@ -208,6 +225,7 @@ int memcg_tick_sample(struct memcg_sampler *sampler, uint64_t deadline_ns)
             memcg_state_cost(state, &tick->usage.channel, now_ns() - now);
     }
     store_relaxed(&state->ticks, load_relaxed(&state->ticks) + 1);
+    read_trace(sampler, now);
     if (now >= tick->look_ns)
         look(sampler, now);
     if (now >= tick->control_ns)
@@ -238,6 +256,14 @@ static int open_pressure(struct memcg_sampler *sampler)
     return 0;
 }
 
+/* What is not allowed closes the channel, and the sampler goes on without. */
+static int open_trace(struct memcg_sampler *sampler)
+{
+    int rc = memcg_trace_open(&sampler->config, &sampler->writer, &sampler->trace);
+    sampler->tick.trace_error = rc != -EPROTO ? -rc : 0;
+    return rc == -EPROTO ? rc : 0;
+}
+
 int memcg_tick_open(struct memcg_sampler *sampler)
 {
     struct memcg_tick *tick = &sampler->tick;
@@ -245,6 +271,8 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     int rc = memcg_fed_open(config, &sampler->writer, "usage", &tick->usage, &sampler->failed);
     if (rc == 0)
         rc = open_pressure(sampler);
+    if (rc == 0)
+        rc = open_trace(sampler);
     if (rc == 0)
         rc = open_levels(sampler);
     if (rc == 0 && config->cpu_stat) {
@@ -278,6 +306,9 @@ int memcg_tick_open(struct memcg_sampler *sampler)
 int memcg_tick_begin(struct memcg_sampler *sampler)
 {
     struct memcg_fed *pressure = &sampler->tick.pressure;
+    struct memcg_trace *trace = &sampler->trace;
+    if (trace->channel.header && !trace->perf && !(sampler->config.flags & MEMCG_WCHAN))
+        memcg_channel_close(&trace->channel, sampler->tick.trace_error ? sampler->tick.trace_error : EPERM, now_ns());
     memcg_pressure_claim(sampler);
     if (memcg_channel_is_open(&pressure->channel)) {
         sampler->failed = pressure->feed[0].spec->path;

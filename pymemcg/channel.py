@@ -281,6 +281,8 @@ class Channels:
     """What of /proc/vmstat tells of reclaim on the whole machine, ten rows a second."""
     processes: Channel
     """RSS of every process in the group and below, ten times a second."""
+    reclaim: Channel
+    """Every interval that a thread of the group spent in reclaim or compaction, by tracepoints, as it ends."""
     clock: Channel
     """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
     events: Channel

@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import _ffi, schema
+from pymemcg import _ffi, schema, tracepoints
 from pymemcg._ffi import ffi, lib
 from pymemcg.errors import NotSupported, SourceError
 from pymemcg.ring import ChannelSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from pymemcg.cgroup import Level, Target
 
@@ -23,6 +23,8 @@ PROCESS_ROWS = 8192
 """Room for 16 processes at 10 Hz over the default 60 s, with some to spare; more processes shorten the history."""
 MAX_LEVELS = 32
 """MEMCG_LEVELS of csrc/sampler.h, whose arrays are of that length."""
+RECLAIM_ROWS = 30_000
+"""Three seconds of the fastest reclaim that was seen, 1.8 MiB of the 8 that a sampler may hold."""
 FEW_ROWS = 512
 """Of channels that get a row now and then; a page of 4 KiB a column."""
 
@@ -46,6 +48,8 @@ class Plan:
         channels: The tables of the ring.
         feeds: What fills them.
         absent: What is not there, and why: a column, or a channel.
+        evidence: By which evidence stalls can be known here: name ("trace", "psi", "wchan", "counters") to None, or why not.
+        event_ids: Of the tracepoints, for evidence "trace"; empty where there is none.
     """
 
     target: Target
@@ -56,6 +60,8 @@ class Plan:
     channels: list[ChannelSpec] = field(default_factory=list)
     feeds: list[Feed] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, str | None] = field(default_factory=dict)
+    event_ids: dict[str, int] = field(default_factory=dict)
 
     @property
     def inside(self) -> bool:
@@ -67,6 +73,7 @@ class Plan:
         return {
             "target": self.target.describe(),
             "absent": self.absent,
+            "evidence": self.evidence,
             "kernel": os.uname().release,
             "host": os.uname().nodename,
             "page_bytes": os.sysconf("SC_PAGESIZE"),
@@ -74,12 +81,21 @@ class Plan:
         }
 
 
-def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s: float, adaptive: bool) -> Plan:
+def make_plan(
+    target: Target,
+    *,
+    rate_hz: float,
+    stat_rate_hz: float,
+    history_s: float,
+    adaptive: bool,
+    evidence: str = "auto",
+    event_ids: Mapping[str, int] | None = None,
+) -> Plan:
     """Decide what can be sampled.
 
     Raises:
         SourceError: A file that a sampler cannot do without cannot be read.
-        NotSupported: The group lies too deep.
+        NotSupported: The group lies too deep, or the evidence that was asked for cannot be had.
     """
     if len(_sampled_levels(target)) > MAX_LEVELS:
         raise NotSupported(
@@ -102,6 +118,8 @@ def make_plan(target: Target, *, rate_hz: float, stat_rate_hz: float, history_s:
     limits = {name: schema.LIMITS_UNITS[name] for name in schema.LIMITS_UNITS if name != "high_bytes" or target.version == 2}
     _add(plan, "limits", 0, FEW_ROWS * len(target.levels), limits)
     _plan_processes(plan)
+    _plan_reclaim(plan, evidence, event_ids)
+    _check_evidence(plan, evidence)
     _add(plan, "clock", 60 * SECOND_NS, FEW_ROWS, schema.CLOCK_UNITS)
     _add(plan, "events", 0, FEW_ROWS, schema.EVENTS_UNITS)
     return plan
@@ -189,7 +207,15 @@ def _plan_pressure(plan: Plan) -> None:
         plan.absent["pressure"] = "without the group's cpu.stat nothing tells when PSI may be read without harm"
         return
     _feed(plan, "pressure", path, _ffi.PSI, {"some_us": "some_us", "full_us": "full_us"})
-    _add(plan, "pressure", 0, FEW_ROWS * 2, schema.PRESSURE_UNITS)
+    units = dict(schema.PRESSURE_UNITS)
+    # After memory.pressure, whose read has just ended the window in which the kernel adds up: this one ends an empty one.
+    cpu = f"{path[: -len('memory')]}cpu" if plan.target.pressure_scope == "host" else f"{os.path.dirname(path)}/cpu.pressure"
+    if os.access(cpu, os.R_OK):
+        _feed(plan, "pressure", cpu, _ffi.PSI, {"some_us": "cpu_wait_us"})
+    else:
+        plan.absent["cpu_wait_us"] = f"{cpu} cannot be read"
+        del units["cpu_wait_us"]
+    _add(plan, "pressure", 0, FEW_ROWS * 2, units)
 
 
 def _plan_node(plan: Plan) -> None:
@@ -214,6 +240,45 @@ def _plan_processes(plan: Plan) -> None:
     _add(plan, "processes", SECOND_NS // NODE_HZ, PROCESS_ROWS, schema.PROCESSES_UNITS)
 
 
+def _plan_reclaim(plan: Plan, evidence: str, event_ids: Mapping[str, int] | None) -> None:
+    """Tracepoints, where they can be had, and a look at who sleeps at memory.high."""
+    why = _find_event_ids(plan, event_ids) if evidence in ("auto", "trace") else f"evidence {evidence!r} was asked for"
+    if why is None and not any(tracepoints.membership(plan.target)):
+        plan.event_ids, why = {}, "nothing tells this group's threads from those of others: its path is out of sight"
+    plan.evidence["trace"] = why
+    plan.evidence["wchan"] = None if "high" in plan.target.levels[0].files else plan.target.absent.get("high", "no memory.high")
+    if why is not None:
+        plan.absent["reclaim"] = why
+    if why is None or plan.evidence["wchan"] is None:
+        _add(plan, "reclaim", 0, RECLAIM_ROWS, schema.RECLAIM_UNITS)
+
+
+def _find_event_ids(plan: Plan, event_ids: Mapping[str, int] | None) -> str | None:
+    try:
+        ids = tracepoints.check_event_ids(event_ids) if event_ids is not None else tracepoints.event_ids()
+    except NotSupported as error:
+        if event_ids is not None:
+            raise
+        return str(error)
+    why = tracepoints.probe(ids)
+    if why is None:
+        plan.event_ids = ids
+    return why
+
+
+def _check_evidence(plan: Plan, evidence: str) -> None:
+    """Say which evidence there is, and refuse one that was asked for and cannot be had."""
+    channels = {spec.name: spec.columns for spec in plan.channels}
+    plan.evidence["psi"] = None if "pressure" in channels else plan.absent.get("pressure", "no PSI")
+    counted = any(name.endswith("_hits") for name in channels["usage"])
+    plan.evidence["counters"] = None if counted else plan.absent.get("limit_hits", "nothing counts hits of the limit")
+    if evidence == "auto":
+        return
+    why = plan.evidence[evidence]
+    if why is not None:
+        raise NotSupported(f"evidence {evidence!r} cannot be had: {why}", path=plan.target.directory)
+
+
 def _cpu_stat(target: Target) -> str | None:
     return f"{target.cgroup2_directory}/cpu.stat" if target.cgroup2_directory else None
 
@@ -226,8 +291,12 @@ class NativeConfig:
         target = plan.target
         self.struct = ffi.new("struct memcg_config *")
         c = self.struct
+        c.tracepoint = tracepoints.in_order(plan.event_ids)
+        c.cgroup_id, path = tracepoints.membership(target)
+        c.memory_path, c.memory_version = self._text(path) if path is not None else ffi.NULL, target.version
         c.ring_fd, c.lock_fd = ring_fd, lock_fd
         c.flags = lib.MEMCG_ADAPTIVE * plan.adaptive | lib.MEMCG_INSIDE * plan.inside | lib.MEMCG_ATTACHED * attached
+        c.flags |= lib.MEMCG_WCHAN * (plan.evidence.get("wchan", "") is None)
         c.period_ns, c.stat_period_ns, c.node_period_ns = plan.period_ns, plan.stat_period_ns, SECOND_NS // NODE_HZ
         c.feeds = len(plan.feeds)
         c.feed = self._array("struct memcg_feed[]", (self._feed(feed) for feed in plan.feeds))

@@ -53,6 +53,7 @@ PRESSURE_UNITS: Final[dict[str, str]] = {
     "some_us": "us",
     "full_us": "us",
     "cpu_us": "us",
+    "cpu_wait_us": "us",
 }
 LIMITS_UNITS: Final[dict[str, str]] = {
     "t_ns": "ns",
@@ -71,6 +72,18 @@ PROCESSES_UNITS: Final[dict[str, str]] = {
     "shared_bytes": "bytes",
     "virtual_bytes": "bytes",
 }
+RECLAIM_UNITS: Final[dict[str, str]] = {
+    "start_ns": "ns",
+    "end_ns": "ns",
+    "pid": "",
+    "tid": "",
+    "kind": "",
+    "reclaimed_pages": "pages",
+    "cpu_wait_ns": "ns",
+}
+RECLAIM_KINDS: Final[dict[int, str]] = {1: "memcg", 2: "direct", 3: "compaction", 4: "throttled", 5: "high"}
+"""What the numbers in `kind` mean: reclaim at a group's limit, or of the whole node; direct compaction; a wait inside one of the
+first two; and a thread that was seen asleep at memory.high, which is a moment and no interval (end_ns = start_ns)."""
 CLOCK_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "realtime_ns": "ns"}
 EVENTS_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "since_ns": "ns", "kind": "", "value": ""}
 
@@ -81,6 +94,7 @@ CHANNELS: Final[dict[str, dict[str, str]]] = {
     "limits": LIMITS_UNITS,
     "node": NODE_UNITS,
     "processes": PROCESSES_UNITS,
+    "reclaim": RECLAIM_UNITS,
     "clock": CLOCK_UNITS,
     "events": EVENTS_UNITS,
 }

@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "trace.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+/* An event's time is taken before it is written, and the CPUs' rings are not looked at in one moment: what is younger than this
+ * waits for the next drain, so that all older ones are there by then. */
+static const uint64_t MARGIN_NS = 200000;
+static const uint64_t KNOWN_NS = 1000000000; /* a thread may be moved to another group, and its number given to another */
+/* A run_delay that was read so long before an interval tells of that interval: it is some ticks at the full rate. */
+static const uint64_t RECENT_NS = 5000000;
+static const char *const COLUMNS[MEMCG_TRACE_COLUMNS] = {"start_ns", "end_ns",          "pid",        "tid",
+                                                         "kind",     "reclaimed_pages", "cpu_wait_ns"};
+
+int memcg_trace_open(const struct memcg_config *config, const struct memcg_writer *writer, struct memcg_trace *ret_trace)
+{
+    int rc = memcg_channel_bind(writer, "reclaim", &ret_trace->channel);
+    if (rc != 0)
+        return rc == -ENOENT ? 0 : rc;
+    for (int i = 0; i < MEMCG_TRACE_COLUMNS; i++) {
+        ret_trace->column[i] = memcg_channel_find(writer, &ret_trace->channel, COLUMNS[i]);
+        if (ret_trace->column[i] < 0)
+            return -EPROTO;
+    }
+    ret_trace->cgroup_id = config->cgroup_id;
+    return config->tracepoint[0] ? memcg_perf_open(config->tracepoint, &ret_trace->perf) : 0;
+}
+
+void memcg_trace_close(struct memcg_trace *trace)
+{
+    memcg_perf_close(trace->perf);
+    trace->perf = NULL;
+    struct memcg_letter letter;
+    while (memcg_post_take(&trace->answers, &letter))
+        if (letter.schedstat > 0)
+            close(letter.schedstat);
+    for (size_t i = 0; i < sizeof trace->thread / sizeof trace->thread[0]; i++)
+        if (trace->thread[i].schedstat > 0)
+            close(trace->thread[i].schedstat);
+}
+
+static void put_row(struct memcg_trace *trace, const struct memcg_interval *interval)
+{
+    const int64_t row[MEMCG_TRACE_COLUMNS] = {
+        (int64_t)interval->start_ns, (int64_t)interval->end_ns, interval->pid, interval->tid, interval->kind,
+        interval->reclaimed_pages,   interval->cpu_wait_ns};
+    for (int i = 0; i < MEMCG_TRACE_COLUMNS; i++)
+        memcg_channel_put(&trace->channel, trace->column[i], row[i]);
+    memcg_channel_publish(&trace->channel);
+}
+
+/* ---- Threads ---- */
+
+static struct memcg_traced *set_of(struct memcg_trace *trace, uint32_t tid)
+{
+    return &trace->thread[(tid * 2654435761u >> 16) % MEMCG_TRACE_SETS * MEMCG_TRACE_WAYS];
+}
+
+static struct memcg_traced *find(struct memcg_trace *trace, uint32_t tid)
+{
+    struct memcg_traced *set = set_of(trace, tid);
+    for (int i = 0; i < MEMCG_TRACE_WAYS; i++)
+        if (set[i].tid == tid)
+            return &set[i];
+    return NULL;
+}
+
+static void leave_interval(struct memcg_trace *trace, struct memcg_traced *thread)
+{
+    uint16_t last = trace->in[--trace->open];
+    trace->in[thread->place] = last;
+    trace->thread[last].place = thread->place;
+    thread->kind = 0;
+}
+
+static void drop_delay(struct memcg_trace *trace, struct memcg_traced *thread)
+{
+    if (thread->schedstat <= 0)
+        return;
+    close(thread->schedstat);
+    thread->schedstat = 0;
+    trace->delays--;
+}
+
+/* The thread's entry; that of the thread which has been silent longest is made its own where there is none. */
+static struct memcg_traced *meet(struct memcg_trace *trace, const struct memcg_perf_event *event)
+{
+    struct memcg_traced *thread = find(trace, event->tid);
+    if (!thread) {
+        struct memcg_traced *set = set_of(trace, event->tid);
+        thread = &set[0];
+        for (int i = 1; i < MEMCG_TRACE_WAYS; i++)
+            if ((set[i].kind == 0 && thread->kind != 0) ||
+                ((set[i].kind == 0) == (thread->kind == 0) && set[i].seen_ns < thread->seen_ns))
+                thread = &set[i];
+        if (thread->kind)
+            leave_interval(trace, thread);
+        drop_delay(trace, thread);
+        *thread = (struct memcg_traced){.tid = event->tid, .pid = event->pid};
+    }
+    thread->seen_ns = event->t_ns;
+    if (trace->cgroup_id && event->cgroup_id == trace->cgroup_id) {
+        thread->member = MEMCG_MEMBER_YES;
+        thread->known_ns = event->t_ns;
+    } else if (thread->member >= MEMCG_MEMBER_NO && event->t_ns > thread->known_ns + KNOWN_NS) {
+        thread->member = MEMCG_MEMBER_UNKNOWN;
+    }
+    return thread;
+}
+
+static void ask(struct memcg_trace *trace, struct memcg_traced *thread, bool schedstat)
+{
+    const struct memcg_letter letter = {
+        .pid = thread->pid, .tid = thread->tid, .member = thread->member, .schedstat = schedstat};
+    if (thread->asked || !memcg_post_send(&trace->questions, &letter))
+        return; /* the post is full: it is asked again at the next drain */
+    thread->asked = 1;
+    if (thread->member == MEMCG_MEMBER_UNKNOWN)
+        thread->member = MEMCG_MEMBER_ASKED;
+    trace->asked = true;
+}
+
+static void take_answers(struct memcg_trace *trace)
+{
+    struct memcg_letter letter;
+    while (memcg_post_take(&trace->answers, &letter)) {
+        if (letter.kind == MEMCG_RECLAIM_HIGH) {
+            put_row(trace, &(struct memcg_interval){letter.t_ns, letter.t_ns, letter.pid, letter.tid, letter.kind, MEMCG_NONE,
+                                                    MEMCG_NONE});
+            continue;
+        }
+        struct memcg_traced *thread = find(trace, letter.tid);
+        if (thread) {
+            thread->asked = 0;
+            if (thread->member == MEMCG_MEMBER_ASKED) {
+                thread->member = (uint8_t)letter.member;
+                thread->known_ns = letter.t_ns;
+            }
+        }
+        if (thread && letter.schedstat < 0 && letter.member == MEMCG_MEMBER_YES)
+            thread->schedstat = -1;
+        if (letter.schedstat <= 0)
+            continue;
+        if (thread && thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS) {
+            thread->schedstat = letter.schedstat;
+            trace->delays++;
+        } else {
+            close(letter.schedstat);
+        }
+    }
+}
+
+/* ---- How long it was ready to run and did not ---- */
+
+static const char *parse_number(const char *at, const char *end, uint64_t *ret_number)
+{
+    for (*ret_number = 0; at < end && *at >= '0' && *at <= '9'; at++)
+        *ret_number = *ret_number * 10 + (uint64_t)(*at - '0');
+    return at < end ? at + 1 : at;
+}
+
+/* "416301838 25313 118\n": time on a CPU, run_delay, both in ns, and how often it was given a CPU. */
+static bool read_delay(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t *ret_delay_ns, uint64_t *ret_slices)
+{
+    char text[96];
+    uint64_t ran;
+    ssize_t n = pread(thread->schedstat, text, sizeof text, 0);
+    if (n <= 0) {
+        drop_delay(trace, thread); /* it has ended */
+        return false;
+    }
+    const char *at = parse_number(text, text + n, &ran);
+    at = parse_number(at, text + n, ret_delay_ns);
+    (void)parse_number(at, text + n, ret_slices);
+    return true;
+}
+
+static const uint64_t UNKNOWN = UINT64_MAX;
+
+/* Once a drain; what it has grown by since the last time is there to be accounted for, if that was not long before `since_ns`. */
+static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t since_ns)
+{
+    uint64_t delay, slices;
+    if (thread->read_at == trace->drains)
+        return true;
+    if (!read_delay(trace, thread, &delay, &slices))
+        return false;
+    bool recent = thread->read_at != 0 && since_ns < thread->delay_t_ns + RECENT_NS;
+    thread->slack_ns = recent && delay >= thread->delay_ns ? delay - thread->delay_ns : UNKNOWN;
+    thread->gained = slices - thread->slices;
+    thread->delay_ns = delay;
+    thread->slices = slices;
+    thread->delay_t_ns = trace->now_ns;
+    thread->read_at = trace->drains;
+    return true;
+}
+
+/* What of an interval that has just ended the thread may have waited for a CPU: at most what its run_delay has grown by since about
+ * the interval's beginning, and nothing where that was one wait, longer than the interval. MEMCG_NONE where nobody knows what it
+ * was then. */
+static int64_t cpu_wait(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t end_ns)
+{
+    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns) || thread->slack_ns == UNKNOWN)
+        return MEMCG_NONE;
+    uint64_t took = end_ns - thread->start_ns, wait = took < thread->slack_ns ? took : thread->slack_ns;
+    if (thread->gained <= 1 && thread->slack_ns > took)
+        wait = 0;
+    thread->slack_ns -= wait;
+    return (int64_t)wait;
+}
+
+/* ---- Intervals ---- */
+
+/* Over: a row of it, or it waits until somebody knows whose it is. */
+static void put_interval(struct memcg_trace *trace, const struct memcg_interval *interval, int member)
+{
+    if (member == MEMCG_MEMBER_YES)
+        put_row(trace, interval);
+    else if (member == MEMCG_MEMBER_GONE || (member != MEMCG_MEMBER_NO && trace->pending == MEMCG_TRACE_PENDING))
+        trace->unattributed++;
+    else if (member != MEMCG_MEMBER_NO)
+        trace->wait[trace->pending++] = *interval;
+}
+
+static void begin_interval(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t t_ns, int kind)
+{
+    if (thread->kind) /* its end was lost */
+        leave_interval(trace, thread);
+    thread->kind = (uint8_t)kind;
+    thread->start_ns = t_ns;
+    thread->place = trace->open;
+    trace->in[trace->open++] = (uint16_t)(thread - trace->thread);
+    trace->hit |= thread->member == MEMCG_MEMBER_YES;
+}
+
+static void end_interval(struct memcg_trace *trace, struct memcg_traced *thread, const struct memcg_perf_event *event, int kind)
+{
+    if (thread->kind != kind || event->t_ns < thread->start_ns)
+        return; /* it began before we were there, or its begin was lost */
+    struct memcg_interval interval = {thread->start_ns, event->t_ns, thread->pid, thread->tid, kind, event->value, MEMCG_NONE};
+    if (thread->member != MEMCG_MEMBER_NO)
+        interval.cpu_wait_ns = cpu_wait(trace, thread, event->t_ns);
+    leave_interval(trace, thread);
+    put_interval(trace, &interval, thread->member);
+}
+
+static void throttled(struct memcg_trace *trace, const struct memcg_traced *thread, const struct memcg_perf_event *event)
+{
+    uint64_t took = event->value > 0 ? (uint64_t)event->value * 1000 : 0; /* it is told of when it is over */
+    const struct memcg_interval interval = {event->t_ns - took,      event->t_ns, thread->pid, thread->tid,
+                                            MEMCG_RECLAIM_THROTTLED, MEMCG_NONE,  MEMCG_NONE};
+    put_interval(trace, &interval, thread->member);
+}
+
+void memcg_trace_event(struct memcg_trace *trace, const struct memcg_perf_event *event)
+{
+    static const struct {
+        uint8_t kind, end;
+    } ROLE[MEMCG_TRACEPOINTS] = {
+        [MEMCG_TRACE_MEMCG_BEGIN] = {MEMCG_RECLAIM_MEMCG, 0},
+        [MEMCG_TRACE_MEMCG_END] = {MEMCG_RECLAIM_MEMCG, 1},
+        [MEMCG_TRACE_DIRECT_BEGIN] = {MEMCG_RECLAIM_DIRECT, 0},
+        [MEMCG_TRACE_DIRECT_END] = {MEMCG_RECLAIM_DIRECT, 1},
+        [MEMCG_TRACE_COMPACTION_BEGIN] = {MEMCG_RECLAIM_COMPACTION, 0},
+        [MEMCG_TRACE_COMPACTION_END] = {MEMCG_RECLAIM_COMPACTION, 1},
+        [MEMCG_TRACE_THROTTLED] = {MEMCG_RECLAIM_THROTTLED, 0},
+    };
+    trace->events++;
+    bool end = ROLE[event->tracepoint].end;
+    if ((int32_t)event->tid <= 0) { /* outside our pid namespace, or at its very end: nothing pairs its begins and ends */
+        trace->unattributed += end && trace->cgroup_id && event->cgroup_id == trace->cgroup_id;
+        return;
+    }
+    struct memcg_traced *thread = meet(trace, event);
+    if (event->tracepoint == MEMCG_TRACE_THROTTLED)
+        throttled(trace, thread, event);
+    else if (end)
+        end_interval(trace, thread, event, ROLE[event->tracepoint].kind);
+    else
+        begin_interval(trace, thread, event->t_ns, ROLE[event->tracepoint].kind);
+    if (thread->member == MEMCG_MEMBER_UNKNOWN)
+        ask(trace, thread, true);
+}
+
+/* Makes rows of those whose thread is known by now, and keeps the others. */
+static void settle(struct memcg_trace *trace)
+{
+    uint32_t kept = 0, pending = trace->pending;
+    trace->pending = 0;
+    for (uint32_t i = 0; i < pending; i++) {
+        struct memcg_interval interval = trace->wait[i];
+        struct memcg_traced *thread = find(trace, interval.tid);
+        int member = thread ? thread->member : MEMCG_MEMBER_GONE;
+        if (member == MEMCG_MEMBER_UNKNOWN)
+            ask(trace, thread, true);
+        if (member == MEMCG_MEMBER_UNKNOWN || member == MEMCG_MEMBER_ASKED)
+            trace->wait[kept++] = interval;
+        else
+            put_interval(trace, &interval, member);
+    }
+    trace->pending = kept;
+}
+
+/* Those that are in an interval now: what their run_delay is at its beginning, more or less. */
+static void watch_open(struct memcg_trace *trace)
+{
+    for (uint32_t i = 0; i < trace->open; i++) {
+        struct memcg_traced *thread = &trace->thread[trace->in[i]];
+        if (thread->member != MEMCG_MEMBER_YES)
+            continue;
+        if (thread->schedstat > 0 && thread->delay_t_ns < thread->start_ns)
+            (void)refresh_delay(trace, thread, thread->start_ns);
+        else if (thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS)
+            ask(trace, thread, true);
+    }
+}
+
+static void tell(const struct memcg_trace *trace, uint64_t until_ns, struct memcg_state *state)
+{
+    uint64_t oldest = 0, told = until_ns;
+    for (uint32_t i = 0; i < trace->open; i++) {
+        const struct memcg_traced *thread = &trace->thread[trace->in[i]];
+        if (thread->member != MEMCG_MEMBER_NO && (oldest == 0 || thread->start_ns < oldest))
+            oldest = thread->start_ns;
+    }
+    for (uint32_t i = 0; i < trace->pending; i++) {
+        if (oldest == 0 || trace->wait[i].start_ns < oldest)
+            oldest = trace->wait[i].start_ns;
+        if (trace->wait[i].end_ns < told)
+            told = trace->wait[i].end_ns;
+    }
+    store_relaxed(&state->trace_open_ns, oldest);
+    store_relaxed(&state->trace_events, trace->events);
+    store_relaxed(&state->trace_lost, trace->perf ? memcg_perf_lost(trace->perf) : 0);
+    store_relaxed(&state->trace_unattributed, trace->unattributed);
+    __atomic_store_n(&state->trace_ns, told, __ATOMIC_RELEASE); /* after the rows */
+}
+
+static void drain(struct memcg_trace *trace, uint64_t now_ns, uint64_t until_ns)
+{
+    struct memcg_perf_event event;
+    trace->drains++;
+    trace->now_ns = now_ns;
+    take_answers(trace);
+    if (!trace->perf)
+        return;
+    memcg_perf_begin(trace->perf);
+    while (memcg_perf_next(trace->perf, until_ns, &event))
+        memcg_trace_event(trace, &event);
+    memcg_perf_end(trace->perf);
+    watch_open(trace);
+    if (trace->pending)
+        settle(trace);
+}
+
+void memcg_trace_drain(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state)
+{
+    uint64_t until_ns = now_ns - MARGIN_NS;
+    drain(trace, now_ns, until_ns);
+    if (trace->perf)
+        tell(trace, until_ns, state);
+}
+
+void memcg_trace_finish(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state)
+{
+    if (!memcg_channel_is_open(&trace->channel) || !trace->perf)
+        return;
+    drain(trace, now_ns, UINT64_MAX);
+    for (uint32_t i = 0; i < trace->open; i++) {
+        const struct memcg_traced *thread = &trace->thread[trace->in[i]];
+        if (thread->member == MEMCG_MEMBER_YES)
+            put_row(trace, &(struct memcg_interval){thread->start_ns, (uint64_t)MEMCG_NONE, thread->pid, thread->tid,
+                                                    thread->kind, MEMCG_NONE, MEMCG_NONE});
+    }
+    trace->unattributed += trace->pending;
+    trace->open = trace->pending = 0;
+    tell(trace, now_ns, state);
+}
