@@ -64,7 +64,9 @@ class Moments:
     evidence: Ints
 
     @classmethod
-    def of(cls, start_ns: npt.ArrayLike, end_ns: npt.ArrayLike, *, evidence: int, **columns: npt.ArrayLike) -> Moments:
+    def of(
+        cls, start_ns: npt.ArrayLike, end_ns: npt.ArrayLike, *, evidence: npt.ArrayLike, **columns: npt.ArrayLike
+    ) -> Moments:
         """Make moments from columns or single numbers, and sort them.
 
         Args:
