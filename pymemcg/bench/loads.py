@@ -131,7 +131,7 @@ def make_file(limit_bytes: int) -> tempfile._TemporaryFileWrapper[bytes]:
     raise NotSupported("a load of page cache needs a folder that is no tmpfs", hint="set TMPDIR to one on a disk")
 
 
-def _anon_toucher(size: int) -> Callable[[], None]:
+def anon_toucher(size: int) -> Callable[[], None]:
     """Writes a chunk of fresh pages, the next one at each call."""
     region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
@@ -147,7 +147,7 @@ def _anon_toucher(size: int) -> Callable[[], None]:
     return touch
 
 
-def _cache_toucher(path: str, size: int, first: int) -> Callable[[], None]:
+def cache_toucher(path: str, size: int, first: int) -> Callable[[], None]:
     """Reads a chunk of the file, the next one at each call."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead: what is read is what is charged
@@ -211,9 +211,9 @@ def run_part(part: Part) -> None:
     if part.file is not None:
         size = 2 * part.limit_bytes
         first = range(0, size - size % part.processes, size // part.processes)[part.process]
-        touchers = [_cache_toucher(part.file, size, first - first % CHUNK_BYTES)]
+        touchers = [cache_toucher(part.file, size, first - first % CHUNK_BYTES)]
     else:
-        touchers = [_anon_toucher(share) for _ in range(load.threads)]
+        touchers = [anon_toucher(share) for _ in range(load.threads)]
     for touch in touchers:
         for _ in range(share // CHUNK_BYTES):
             touch()

@@ -13,15 +13,19 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pymemcg.bench.tracepages import Record, parse_page, read_layout
 from pymemcg.errors import NotSupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 TRACEFS = "/sys/kernel/tracing"
 EVENTS = tuple(f"mm_vmscan_{kind}_reclaim_{end}" for kind in ("memcg", "direct") for end in ("begin", "end"))
+_RECLAIM: Mapping[str, Sequence[str]] = {f"vmscan/{event}": () for event in EVENTS}
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+_SUBBUFFER_BYTES = os.sysconf("SC_PAGESIZE")
+"""What the kernel hands out at a time, unless somebody wrote to the instance's buffer_subbuf_size_kb."""
 _BUFFER_KIB_PER_S = 2048
 """A CPU's: 50,000 events of 40 bytes, several times what one CPU that does nothing but drop pages fires."""
 
@@ -81,14 +85,16 @@ class Trace:
 
     Args:
         seconds: For how long at most, which decides how large its buffer is.
+        events: `system/event` to the fields that `records` gives of it, in the order in which its format has them.
 
     Raises:
         NotSupported: It cannot be made here.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, events: Mapping[str, Sequence[str]] = _RECLAIM) -> None:
         if os.readlink("/proc/self/ns/pid") != _INITIAL_PID_NAMESPACE:
             raise NotSupported("tracefs knows threads by their numbers in the host's pid namespace, which this is not")
+        self._events = events
         self._mounted = _mount()
         self._instance = f"{TRACEFS}/instances/pymemcg-{os.getpid()}"
         try:
@@ -101,8 +107,8 @@ class Trace:
             self._write("trace_clock", "mono")
             self._write("buffer_size_kb", str(round(_BUFFER_KIB_PER_S * seconds)))
             self._write("options/event-fork", "1")  # threads and processes that the traced ones start are traced too
-            for event in EVENTS:
-                self._write(f"events/vmscan/{event}/enable", "1")
+            for event in events:
+                self._write(f"events/{event}/enable", "1")
         except OSError as error:
             self.close()
             raise NotSupported(f"cannot be written: {error.strerror}", path=error.filename) from error
@@ -123,11 +129,32 @@ class Trace:
         self._write("tracing_on", "0")
         with open(f"{self._instance}/trace", encoding="utf-8", errors="replace") as file:
             found = parse(file)
+        found.lost = self.lost()
+        return found
+
+    def records(self) -> list[Record]:
+        """End tracing and read what there was, to the nanosecond, in the order of time; what was read is gone."""
+        self._write("tracing_on", "0")
+        layouts = {}
+        for event, fields in self._events.items():
+            with open(f"{self._instance}/events/{event}/format", encoding="ascii") as file:
+                layout = read_layout(file.read(), fields)
+            layouts[layout.number] = layout
+        found: list[Record] = []
+        for cpu in os.listdir(f"{self._instance}/per_cpu"):
+            for page in _pages(f"{self._instance}/per_cpu/{cpu}/trace_pipe_raw"):
+                found.extend(parse_page(page, layouts))
+        found.sort(key=lambda record: record.t_ns)  # a CPU's are sorted, and stay as they are where times are equal
+        return found
+
+    def lost(self) -> int:
+        """Events that did not fit into the buffer."""
+        lost = 0
         for cpu in os.listdir(f"{self._instance}/per_cpu"):
             with open(f"{self._instance}/per_cpu/{cpu}/stats", encoding="ascii") as stats:
                 counts = dict(line.split(":")[:2] for line in stats)
-            found.lost += int(counts["overrun"]) + int(counts["dropped events"])
-        return found
+            lost += int(counts["overrun"]) + int(counts["dropped events"])
+        return lost
 
     def close(self) -> None:
         """Remove the instance."""
@@ -145,6 +172,17 @@ class Trace:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _pages(path: str) -> Iterator[bytes]:
+    """All that is in a CPU's buffer; the last page is a page too, however little of it is used."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while page := os.read(file, _SUBBUFFER_BYTES):
+                yield page
+    finally:
+        os.close(file)
 
 
 def _mount() -> bool:

@@ -56,7 +56,10 @@ class Worker:
         return self._process.pid
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """Run `module.function` of this package there with JSON arguments, and give back what it returns.
+        """Run `module.function` of this package, or of another one named in full, there with JSON arguments.
+
+        Returns:
+            What it returns, through JSON.
 
         Raises:
             MemcgError: It failed there; the message is the worker's.
@@ -111,9 +114,10 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     for line in sys.stdin:
         name, arguments = json.loads(line)
-        module, _, function = name.partition(".")
+        module, _, function = name.rpartition(".")
         try:
-            answer = [None, getattr(importlib.import_module(f"pymemcg.bench.{module}"), function)(**arguments)]
+            where = module if "." in module else f"pymemcg.bench.{module}"
+            answer = [None, getattr(importlib.import_module(where), function)(**arguments)]
         except Exception as error:  # noqa: BLE001 - it is told to who asked
             answer = [f"{name}: {type(error).__name__}: {error}", None]
         answers.write(json.dumps(answer) + "\n")
