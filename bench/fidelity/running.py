@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One workload in one environment: sampled and recorded, with the truth beside it. All that is made is removed again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from bench.fidelity import truth
+from bench.fidelity.workloads import FAR_BYTES, PROCESS_BYTES, Workload
+from pymemcg.bench.loads import MIB, make_file
+from pymemcg.bench.worker import Worker
+from pymemcg.child import ChildGroup
+from pymemcg.errors import MemcgError
+from pymemcg.recording import Recorder, Recording
+from pymemcg.sampler import Sampler
+
+_SETTLE_S = 1.0
+"""What starting costs belongs to no load, and PSI's averages and the sampler's pace then are what they will be."""
+_QUIET_S = 0.4
+"""Before the first touch and after the last one: what is under way ends, and PSI may be read once more."""
+_MARGIN_S = 4.0
+_WRITE_EVERY_S = 0.5
+_ADMINISTRATOR_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where a workload runs.
+
+    Attributes:
+        processes: How many in the group.
+        inside: Whether each has a sampler, as a service's workers do, or one process outside of the group has.
+    """
+
+    processes: int
+    inside: bool
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{processes}, sampler {'inside' if self.inside else 'outside'}"
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        recording: Of the sampled group.
+        truth: Of its threads.
+        touches: (tid, start_ns, end_ns) where the load notes them.
+        begin_ns: When the load began.
+        end_ns: When it ended.
+        stats: Of the sampler.
+        evidence: What works here, to None, or why not.
+    """
+
+    recording: Recording
+    truth: truth.Truth
+    touches: list[tuple[int, int, int]]
+    begin_ns: int
+    end_ns: int
+    stats: dict[str, Any]
+    evidence: dict[str, str | None]
+
+    def episodes(self) -> list[truth.Episode]:
+        """The stalls that there truly were."""
+        moments = truth.of_intervals(self.truth) + truth.held(self.touches, self.truth.waits)
+        return truth.episodes(moments)
+
+
+def run(workload: Workload, environment: Environment, seconds: float, path: str) -> Run:
+    """Run it.
+
+    Args:
+        workload: Which.
+        environment: Where.
+        seconds: How long it works.
+        path: Of the recording.
+
+    Raises:
+        NotSupported: It cannot be run here.
+        MemcgError: The truth is not whole, or the load failed.
+    """
+    with ExitStack() as stack:
+        trace = stack.enter_context(truth.tracing(seconds + 2 * _QUIET_S + _MARGIN_S))
+        group, beside = _groups(workload, environment, stack)
+        workers = [stack.enter_context(Worker(group)) for _ in range(environment.processes)]
+        company = stack.enter_context(Worker(beside)) if beside else None
+        _prepare(workload, group, workers, stack)
+        if company and workload.beside:
+            company.call("bench.fidelity.work.prepare", kind=workload.beside.kind, size=2 * workload.beside.limit_bytes)
+        sampler = _start_sampling(group, workers, environment, stack)
+        time.sleep(_SETTLE_S)
+        touches: list[tuple[int, int, int]] = []
+        with Recorder(sampler, path, seconds + _MARGIN_S) as recorder:
+            since_ns = time.monotonic_ns()
+            trace.start(worker.pid for worker in workers)
+            begin_ns = time.monotonic_ns() + round(_QUIET_S * 1e9)
+            end_ns = begin_ns + round(seconds * 1e9)
+            _begin(workload, workers, begin_ns, end_ns)
+            if company:
+                company.begin("bench.fidelity.work.run", begin_ns=begin_ns, end_ns=end_ns, turns=[[[0, seconds * 1000]]], cpu=1)
+            with _administrator(workload, group, begin_ns, end_ns):
+                _record_until(recorder, end_ns)
+            for worker in workers:
+                noted = worker.end()
+                if isinstance(noted, dict):
+                    touches += [(int(tid), start, end) for tid, pairs in noted.items() for start, end in pairs]
+            if company:
+                company.end()
+            _record_until(recorder, time.monotonic_ns() + round(_QUIET_S * 1e9))
+            records, lost, until_ns = trace.records(), trace.lost(), time.monotonic_ns()
+        stats = workers[0].call("bench.fidelity.work.stats") if environment.inside else sampler.stats()
+        evidence = getattr(sampler, "evidence", {})
+    found = truth.read(records)
+    found.lost, found.since_ns, found.until_ns = lost, since_ns, until_ns
+    if lost:
+        raise MemcgError(f"the trace lost {lost} events: its buffer is too small for this machine")
+    return Run(Recording(path), found, touches, begin_ns, end_ns, stats, dict(evidence))
+
+
+def _groups(workload: Workload, environment: Environment, stack: ExitStack) -> tuple[ChildGroup, ChildGroup | None]:
+    limit_bytes = workload.limit_bytes + environment.processes * PROCESS_BYTES
+    outer = stack.enter_context(ChildGroup("truth", limit_bytes=limit_bytes if workload.above else None))
+    group = outer.child("load", limit_bytes=FAR_BYTES if workload.above else limit_bytes)
+    beside = outer.child("beside", limit_bytes=workload.beside.limit_bytes + PROCESS_BYTES) if workload.beside else None
+    return group, beside
+
+
+def _prepare(workload: Workload, group: ChildGroup, workers: list[Worker], stack: ExitStack) -> None:
+    total = round(workload.over * min(workload.limit_bytes, FAR_BYTES))
+    path = None
+    if workload.file:
+        file = stack.enter_context(make_file(workload.limit_bytes))
+        path = file.name
+        if workload.file == "data":
+            os.truncate(path, 0)
+            for _ in range(total // MIB):
+                file.write(os.urandom(MIB))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that the group is charged for what it reads
+    share = total // len(workers)
+    for number, worker in enumerate(workers):
+        if workload.kind == "none":
+            worker.call("bench.fidelity.work.hold", size=share if workload.limit_bytes < FAR_BYTES else MIB)
+        first = number * share if workload.kind == "cache" else 0
+        size = total if workload.file else share
+        worker.call(
+            "bench.fidelity.work.prepare", kind=workload.kind, size=size, threads=workload.threads, path=path, first=first
+        )
+
+
+def _start_sampling(group: ChildGroup, workers: list[Worker], environment: Environment, stack: ExitStack) -> Sampler:
+    """Where it is inside, ours attaches to it, so that writing the recording is no work of the group's."""
+    if environment.inside:
+        for worker in workers:
+            worker.call("bench.fidelity.work.sample")
+    sampler = stack.enter_context(Sampler(group.spec))
+    wanted = "attached" if environment.inside else "sampling"
+    if sampler.role != wanted:
+        raise MemcgError(f"the sampler of the benchmark is {sampler.role!r}, not {wanted!r}")
+    return sampler
+
+
+def _begin(workload: Workload, workers: list[Worker], begin_ns: int, end_ns: int) -> None:
+    for number, worker in enumerate(workers):
+        if workload.storm is not None:
+            worker.begin("bench.fidelity.work.fork_storm", begin_ns=begin_ns, end_ns=end_ns, pause_ms=workload.storm)
+            continue
+        turns = [
+            workload.turns((end_ns - begin_ns) / 1e9, number * workload.threads + thread) for thread in range(workload.threads)
+        ]
+        worker.begin(
+            "bench.fidelity.work.run",
+            begin_ns=begin_ns,
+            end_ns=end_ns,
+            turns=turns,
+            log=workload.truth == "touches",
+            spinners=workload.spinners,
+            wander=workload.wander,
+            cpu=number * workload.threads,
+        )
+
+
+def _record_until(recorder: Recorder, end_ns: int) -> None:
+    while (left_s := (end_ns - time.monotonic_ns()) / 1e9) > 0:
+        time.sleep(min(left_s, _WRITE_EVERY_S))
+        recorder.write()
+
+
+@contextlib.contextmanager
+def _administrator(workload: Workload, group: ChildGroup, begin_ns: int, end_ns: int) -> Iterator[None]:
+    """What somebody outside of the group does to it, twice a second, in a thread of this process."""
+    acts: dict[str, Callable[[], None]] = {
+        "lower the limit": lambda: _lower(group, workload),
+        "force_empty": lambda: _write(_file(group, "memory.force_empty", "memory.reclaim"), str(workload.limit_bytes)),
+    }
+    if workload.outside is None:
+        yield
+        return
+    act, failed = acts[workload.outside], list[OSError]()
+
+    def work() -> None:
+        time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
+        while time.monotonic_ns() < end_ns:
+            try:
+                act()
+            except OSError as error:
+                failed.append(error)
+                return
+            time.sleep(_ADMINISTRATOR_S)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failed:
+        raise MemcgError(f"{workload.outside}: {failed[0]}")
+
+
+def _lower(group: ChildGroup, workload: Workload) -> None:
+    """To half, and back again at once."""
+    path = _file(group, "memory.limit_in_bytes", "memory.max")
+    with open(path, encoding="ascii") as file:
+        before = file.read().strip()
+    try:
+        _write(path, str(workload.limit_bytes // 2))
+    finally:
+        _write(path, before)
+
+
+def _file(group: ChildGroup, *names: str) -> str:
+    """The one of these that there is."""
+    return next((path for path in (f"{group.directory}/{name}" for name in names) if os.path.exists(path)), "")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file, contextlib.suppress(BlockingIOError):  # EAGAIN: not as much as asked
+        file.write(text)
+
+
+def rises(recording: Recording) -> list[int]:
+    """When a counter of hits had risen: the times of the ticks that saw it."""
+    rows = recording.usage.read()[0]
+    times = rows["t_ns"] if len(rows) else ()
+    found: set[int] = set()
+    for name in ("limit_hits", "memsw_hits", "high_hits"):
+        if name in rows:
+            values = rows[name]
+            found.update(int(at) for at in times[1:][values[1:] > values[:-1]])
+    limits = recording.limits.read()[0]  # those of groups above
+    found.update(int(at) for at in limits["t_ns"])
+    return sorted(found)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is run: each workload is one question to the detector."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.fidelity.work import Turns
+from pymemcg.bench.loads import MIB
+
+LIMIT_BYTES = 64 * MIB
+PROCESS_BYTES = 12 * MIB
+"""More of the limit for each process, or interpreters would be what is squeezed."""
+FAR_BYTES = 1024 * MIB
+
+Schedule = Callable[[float, int], Turns]
+"""(seconds, number of the toucher) → turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the processes of a group do, and what happens to them.
+
+    Attributes:
+        name: In the table.
+        title: For people.
+        kind: What `work.prepare` prepares.
+        turns: When each toucher is at work.
+        over: Size of what is touched, in limits of the group, shared by the processes.
+        limit_bytes: Of the group, before each process's part.
+        threads: Touchers of a process.
+        spinners: Threads of a process that compute and never reclaim.
+        wander: Whether threads run on any CPU.
+        file: What kind of file the load needs: "holes" costs no disk, "data" does.
+        storm: Pause of `work.fork_storm` in ms; it takes the place of `work.run`, and `over` is what the process holds.
+        beside: A workload for a group beside the sampled one.
+        above: Whether the limit is the parent group's.
+        outside: What an administrator does meanwhile.
+        truth: Whether tracepoints tell it, or the load's own log of touches.
+        swap: Whether there is swap.
+        processes: How many processes there may be; more than one only where that asks something new.
+        true_stalls: Whether there should be any stall of a millisecond; where not, any that is told of is wrong.
+    """
+
+    name: str
+    title: str
+    kind: str
+    turns: Schedule
+    over: float = 2.0
+    limit_bytes: int = LIMIT_BYTES
+    threads: int = 1
+    spinners: int = 0
+    wander: bool = False
+    file: Literal["holes", "data"] | None = None
+    storm: float | None = None
+    beside: Workload | None = None
+    above: bool = False
+    outside: Literal["lower the limit", "force_empty"] | None = None
+    truth: Literal["tracepoints", "touches"] = "tracepoints"
+    swap: bool = True
+    processes: tuple[int, ...] = (1, 3)
+    true_stalls: bool = True
+
+
+def steady(busy_ms: float, period_ms: float) -> Schedule:
+    """So long of every period; several touchers have their turns evenly apart."""
+    return lambda seconds, number: [
+        [period_ms * (i + number % 4 / 4), busy_ms] for i in range(round(seconds * 1000 / period_ms) - 1)
+    ]
+
+
+def mixed(shortest_ms: float, longest_ms: float, pause_ms: float) -> Schedule:
+    """Turns of any length, evenly spread over the logarithm, after pauses of any length around `pause_ms`."""
+
+    def turns(seconds: float, number: int) -> Turns:
+        dice, at, found = random.Random(number), 0.0, []
+        while at < seconds * 1000:
+            at += dice.uniform(0.3, 1.7) * pause_ms
+            length = shortest_ms * (longest_ms / shortest_ms) ** dice.random()
+            found.append([at, length])
+            at += length
+        return found
+
+    return turns
+
+
+def always(seconds: float, _number: int) -> Turns:
+    """Without a pause."""
+    return [[0, seconds * 1000]]
+
+
+def never(_seconds: float, _number: int) -> Turns:
+    """Not at all."""
+    return []
+
+
+_FLAT_OUT = Workload("flat out", "", "anon", always)
+
+WORKLOADS = (
+    Workload(
+        "cache", "page cache read at the limit, 0.5 ms of each 4 ms", "cache", steady(0.5, 4), file="holes", true_stalls=False
+    ),
+    Workload("bursts", "anonymous memory over the limit, 60 ms of each 300 ms", "anon", steady(60, 300)),
+    Workload("mixed", "the same, 0.1–20 ms after pauses of 20–120 ms", "anon", mixed(0.1, 20, 70)),
+    Workload("wandering", "the same, on any CPU", "anon", mixed(0.1, 20, 70), wander=True),
+    Workload("light", "the same, 0.5–10 ms after pauses of 150–850 ms", "anon", mixed(0.5, 10, 500)),
+    Workload("one of four", "the same in one thread, beside three that compute", "anon", mixed(0.1, 20, 70), spinners=3),
+    Workload("threads", "the same in each of four threads", "anon", mixed(0.1, 20, 200), threads=4),
+    Workload("ancestor", "the same, the limit being the parent's", "anon", mixed(0.1, 20, 70), above=True),
+    Workload("writeback", "a file written at the limit, 40 ms of each 200 ms", "write", steady(40, 200), file="data"),
+    Workload("fork storm", "children that touch 2 MiB each, at the limit", "none", never, over=0.9, storm=10, processes=(1,)),
+    Workload(
+        "thrash",
+        "1.3 limits of anonymous memory in any order, 40 ms of each 200 ms",
+        "again",
+        steady(40, 200),
+        over=1.3,
+        truth="touches",
+    ),
+    Workload(
+        "refault",
+        "1.3 limits of a file in any order, 40 ms of each 200 ms",
+        "pages",
+        steady(40, 200),
+        over=1.3,
+        file="data",
+        truth="touches",
+    ),
+    Workload(
+        "sibling", "nothing, beside a group that reclaims without a pause", "none", always, beside=_FLAT_OUT, true_stalls=False
+    ),
+    Workload(
+        "cpu",
+        "five threads that compute, far from the limit",
+        "none",
+        always,
+        spinners=5,
+        limit_bytes=FAR_BYTES,
+        true_stalls=False,
+    ),
+    Workload(
+        "cpu and cache",
+        "the same, one of them reading page cache at the limit",
+        "cache",
+        steady(0.5, 4),
+        file="holes",
+        spinners=4,
+        true_stalls=False,
+    ),
+    Workload(
+        "lowered limit",
+        "nothing, while the limit is lowered and raised",
+        "none",
+        always,
+        over=0.8,
+        outside="lower the limit",
+        true_stalls=False,
+    ),
+    Workload(
+        "force_empty",
+        "page cache read below the limit, while it is emptied",
+        "cache",
+        steady(5, 50),
+        over=0.5,
+        file="holes",
+        outside="force_empty",
+        true_stalls=False,
+    ),
+)
