@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stalls as they happen: to iterate over, and as callbacks, from one ordinary thread of each sampler that is asked for them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, cast
+
+from pymemcg._streams import StallStream
+from pymemcg._watch import Callbacks, Glance, Kills, OomKill, Source, native_lock
+from pymemcg.errors import NotStarted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymemcg.sampler import Sampler
+    from pymemcg.stalls import Detector, Stall
+
+LOOK_S = 0.05
+"""Twenty glances a second while things happen: news is never older than a person notices."""
+IDLE_LOOK_S = 0.2
+"""And five where nothing has happened for a while. A glance takes 20 us, with all that waking a thread costs 200."""
+LIVELY_NS = 2_000_000_000
+"""How long that while is."""
+SETTLING_NS = 250_000_000
+"""After anything has changed the detector is asked at every glance for so long: an episode closes 5 ms after its last moment,
+and nothing that a glance sees changes then."""
+PENDING_NS = 1_000_000_000
+"""Afterwards so often, while something is open or waits for evidence: for PSI that can be many seconds."""
+RESTING_NS = 5_000_000_000
+"""And else so often, lest the rings outrun its cursors; more often where they are short."""
+COST_FACTOR = 50
+"""The detector rests this many times as long as it took: it may use 1/50 of a core, whatever happens."""
+PATIENCE_S = 2.0
+"""How long stop() waits for a callback that is running."""
+RETRY_S = (1.0, 60.0)
+"""After an error of the detector another one is made, so much later: the first time, and at most."""
+
+__all__ = ["Callbacks", "OomKill", "StallStream", "Watched", "Watcher"]
+
+
+class Watch:
+    """The thread that watches from a start of the sampler to its stop, or for as long as anybody wants to know.
+
+    While it waits, the thread holds nothing but a weak reference: a sampler that is dropped takes all this with it.
+    """
+
+    def __init__(self, sampler: Sampler, callbacks: Callbacks) -> None:
+        self._sampler = weakref.ref(sampler)
+        self._source = Source(sampler)
+        self._callbacks = callbacks
+        self._lock = native_lock()
+        self._streams: list[weakref.ref[StallStream]] = []
+        self._open: dict[int, Stall] = {}
+        self._since_ns = time.monotonic_ns()
+        self._glance, self._kills = Glance(self._source), Kills(self._source)
+        self._detector: Detector | None = None
+        self._changed_ns = self._asked_ns = self._rest_ns = 0
+        self._retry_s, self._retry_at_s = RETRY_S[0], 0.0
+        usage = self._source.usage
+        self._resting_ns = min(RESTING_NS, usage.capacity * usage.period_ns // 8)
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.over = False
+        if "on_oom" in callbacks and not self._kills.counted:
+            callbacks.say(("oom_kills",), "on_oom will not be called: the kernel does not count this group's OOM kills")
+
+    # ---- Its life ----
+
+    def start(self) -> None:
+        """Start the thread, unless it was.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        with self._lock:
+            if self._thread is not None or self.over:
+                return
+            self._thread = threading.Thread(
+                target=_watch, args=[weakref.ref(self), self._wake], name="pymemcg-watch", daemon=True
+            )
+        _live.add(self)
+        try:
+            self._thread.start()  # outside of the lock: under gevent others run meanwhile
+        except BaseException:
+            self.abandon()
+            raise
+
+    def stop(self) -> None:
+        """Tell the rest and end the thread; from any thread, also its own, which then ends after the callback."""
+        self._stopping = True
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self._wake.release()
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(PATIENCE_S)
+        if thread.is_alive():
+            self._callbacks.say(("stop",), "a callback still runs %s s after stop(); nothing more is told", PATIENCE_S)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Tell no more: end all streams."""
+        with self._lock:
+            self.over = True
+            streams, self._streams = self._listeners(), []
+        for stream in streams:
+            stream._end()  # noqa: SLF001 - one room
+
+    def forget(self) -> None:
+        """In a forked child: the thread is the parent's."""
+        self._lock, self._thread, self.over = native_lock(), None, True
+        for stream in self._listeners():
+            stream._orphan()  # noqa: SLF001 - one room
+        self._streams = []
+
+    def add(self, stream: StallStream) -> bool:
+        """Tell it everything from now on; False where nothing is told any more."""
+        with self._lock:
+            if self.over:
+                return False
+            stream._since_ns = time.monotonic_ns()  # noqa: SLF001 - one room
+            if stream not in self._listeners():
+                for stall in self._open.values():
+                    stream._put(stall)  # noqa: SLF001 - one room
+                self._streams.append(weakref.ref(stream))
+        if self._is_over():  # a signal's handler stopped it in between
+            stream._end()  # noqa: SLF001 - one room
+        return True
+
+    def _is_over(self) -> bool:
+        return self.over
+
+    def _listeners(self) -> list[StallStream]:
+        return [stream for ref in self._streams if (stream := ref()) is not None and not stream._over]  # noqa: SLF001
+
+    # ---- What the thread does ----
+
+    def look(self) -> float | None:
+        """Look once and tell what is new; never raises.
+
+        Returns:
+            After how many seconds to look again, or None: it is over.
+        """
+        last = self._stopping or self._is_gone()
+        for news in (self._kills_news, self._stalls_news):
+            try:
+                if not self.over:
+                    news(last=last)
+            except ReferenceError:  # the sampler was dropped
+                last = True
+            except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on, and so does the watching
+                self._failed(error)
+        with self._lock:
+            self._streams = [weakref.ref(stream) for stream in self._listeners()]
+            unheard = not self._streams and not self._callbacks
+            self.over = self.over or unheard
+        if last or self.over:
+            self.abandon()
+            return None
+        lively = self._open or time.monotonic_ns() - self._changed_ns < LIVELY_NS
+        return LOOK_S if lively else IDLE_LOOK_S
+
+    def _is_gone(self) -> bool:
+        """Whether what is sampled has vanished, and the last rows have come."""
+        closed = self._source.usage.closed_at
+        return closed is not None and closed[0] + SETTLING_NS < time.monotonic_ns()
+
+    def _kills_news(self, *, last: bool) -> None:  # noqa: ARG002 - as the others
+        for kill in self._kills.news():
+            self._callbacks.tell("on_oom", kill)
+
+    def _stalls_news(self, *, last: bool) -> None:
+        now = time.monotonic_ns()
+        if self._glance.changed():
+            self._changed_ns = now
+        if last or (now >= self._retry_at_s * 1e9 and now - self._asked_ns >= self._interval_ns(now)):
+            self._ask(last=last)
+
+    def _interval_ns(self, now: int) -> int:
+        if now - self._changed_ns < SETTLING_NS:
+            return self._rest_ns
+        pending = self._open or self._detector is None or self._detector.final_until_ns < self._changed_ns
+        return max(self._rest_ns, min(PENDING_NS, self._resting_ns) if pending else self._resting_ns)
+
+    def _ask(self, *, last: bool) -> None:
+        began = time.thread_time_ns()
+        if self._detector is None:
+            from pymemcg.stalls import Detector
+
+            self._detector = Detector(self._source)
+        stalls = self._detector.advance()
+        if last:
+            stalls += self._detector.finish()
+        self._asked_ns, self._rest_ns = time.monotonic_ns(), COST_FACTOR * (time.thread_time_ns() - began)
+        self._retry_s = RETRY_S[0]
+        for stall in stalls:
+            self._tell(stall)
+
+    def _tell(self, stall: Stall) -> None:
+        with self._lock:
+            known = self._open.pop(stall.start_ns, None)
+            if self.over or (stall.end_ns is not None and stall.end_ns < self._since_ns):
+                return
+            if stall.state == "open":
+                self._open[stall.start_ns] = stall
+                if known is not None:  # told by a detector before this one
+                    return
+            streams = self._listeners()
+        for stream in streams:
+            stream._put(stall)  # noqa: SLF001 - one room
+        self._callbacks.tell("on_stall", stall)
+
+    def _failed(self, error: Exception) -> None:
+        """Go on with a new detector from the rings; what was told is not told again."""
+        kind = ("watch", type(error).__qualname__)
+        self._callbacks.say(kind, "stalls cannot be detected for now; further %s are not logged", type(error).__name__)
+        if self._detector is not None:
+            self._since_ns = max(self._since_ns, self._detector.final_until_ns)
+        self._detector = None
+        self._retry_at_s = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, RETRY_S[1])
+
+
+def _watch(ref: weakref.ref[Watch], wake: Any) -> None:
+    while True:
+        watch = ref()
+        pause = watch.look() if watch is not None else None
+        del watch
+        if pause is None:
+            return
+        wake.acquire(timeout=pause)
+
+
+_live: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """The last stalls are told, and no thread is in the extension when the interpreter takes it down."""
+    for watch in list(_live):
+        watch.stop()
+
+
+class Watcher:
+    """A sampler's watch, whenever there is one.
+
+    Thread-safe.
+    """
+
+    def __init__(self, sampler: Sampler, callbacks: Callbacks) -> None:
+        self._sampler = weakref.ref(sampler)
+        self._callbacks = callbacks
+        self._lock = native_lock()
+        self._watch: Watch | None = None
+        self._on = False
+
+    def begin(self) -> None:
+        """The sampler has started."""
+        self._on = True
+        if self._callbacks:
+            try:
+                self._current().start()
+            except RuntimeError:  # no more threads: the sampler is worth having without
+                self._callbacks.say(("start",), "nothing is told: no thread can be started")
+
+    def end(self) -> Callable[[], None]:
+        """The sampler has stopped; what is returned waits for the thread, and is to be called without a lock."""
+        with self._lock:
+            self._on = False
+            watch, self._watch = self._watch, None
+        return watch.stop if watch is not None else lambda: None
+
+    def forget(self) -> None:
+        """In a forked child."""
+        self._lock, self._on = native_lock(), False
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.forget()
+
+    def feed(self, stream: StallStream) -> None:
+        """Tell a stream from now on; where nothing is sampled, end it."""
+        sampler = self._sampler()
+        assert sampler is not None  # the stream holds it
+        if sampler._forked:  # noqa: SLF001 - one room
+            sampler._reattach()  # noqa: SLF001 - one room
+        while self._on:
+            watch = self._current()
+            if watch.add(stream):
+                watch.start()
+                return
+        stream._end()  # noqa: SLF001 - one room
+
+    def _current(self) -> Watch:
+        with self._lock:
+            if self._watch is None or self._watch.over:
+                sampler = self._sampler()
+                assert sampler is not None
+                self._watch = Watch(sampler, self._callbacks)
+            return self._watch
+
+
+class Watched:
+    """What a sampler tells by itself."""
+
+    _watcher: Watcher
+
+    def stalls(self, *, min_ns: int = 0) -> StallStream:
+        """Stalls from now on, as they happen, for `for` and `async for`. Any number of consumers; each gets all of them.
+
+        Args:
+            min_ns: Only those in which one thread was held for so long within 10 ms, by `Stall.longest_ns`; what has no known
+                duration is left out then. Such a stall comes as "open" only if it was as long when it was first known.
+
+        Returns:
+            A `StallStream`, which ends with the sampler; at once where it has stopped or is disabled.
+
+        Raises:
+            NotStarted: The sampler was never started.
+        """
+        sampler = cast("Sampler", self)
+        stream = StallStream(sampler, min_ns)
+        if not (sampler._channels or sampler._forked):  # noqa: SLF001 - one room
+            raise NotStarted("there are no stalls before start()", hint="use `with Sampler() as s:`")
+        self._watcher.feed(stream)
+        return stream
