@@ -113,6 +113,17 @@ const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column)
     return column < map->header->columns ? map->column[column] : NULL;
 }
 
+void memcg_map_forget(const struct memcg_map *map, uint32_t column, uint64_t first, uint64_t end)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const int64_t *values = memcg_map_column(map, column);
+    if (!values || first >= end)
+        return;
+    uintptr_t begin = (uintptr_t)(values + first) & ~(page - 1), last = (uintptr_t)(values + end) & ~(page - 1);
+    if (begin < last) /* the last page may hold rows that are still wanted */
+        (void)madvise((void *)begin, last - begin, MADV_DONTNEED);
+}
+
 uint64_t memcg_map_head(const struct memcg_map *map, uint32_t channel)
 {
     /* The fence orders the caller's reads of rows before this load, and the acquire orders it before those that follow: with the

@@ -109,6 +109,9 @@ int memcg_map_open(int fd, struct memcg_map **ret_map);
 void memcg_map_free(struct memcg_map *map);
 const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
 const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */
+/* Takes rows [first, end) of a column out of this process's memory until they are read again; the file keeps them. For recordings, of
+ * which more is read than a process should hold at once. `end` is at most the capacity. */
+void memcg_map_forget(const struct memcg_map *map, uint32_t column, uint64_t first, uint64_t end);
 /* Rows published so far. What was read from the columns before this call is whole if its row is > head - capacity. */
 uint64_t memcg_map_head(const struct memcg_map *map, uint32_t channel);
 

@@ -55,7 +55,8 @@ static void put_row(struct memcg_trace *trace, const struct memcg_interval *inte
 
 static struct memcg_traced *set_of(struct memcg_trace *trace, uint32_t tid)
 {
-    return &trace->thread[(tid * 2654435761u >> 16) % MEMCG_TRACE_SETS * MEMCG_TRACE_WAYS];
+    size_t set = (tid * 2654435761u >> 16) % MEMCG_TRACE_SETS; /* Knuth's: the numbers of a pool's threads are close together */
+    return &trace->thread[set * MEMCG_TRACE_WAYS];
 }
 
 static struct memcg_traced *find(struct memcg_trace *trace, uint32_t tid)

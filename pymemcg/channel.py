@@ -210,6 +210,15 @@ class Channel:
         lost = window.first_row - cursor if cursor is not None else 0
         return window, head, max(0, lost)
 
+    def forget(self, end: int) -> None:
+        """Take the rows of a recording before row `end` out of this process's memory; they are read again when they are used.
+
+        A recording is mapped, so what is read of it counts as this process's memory until then. Of a live ring nothing is
+        forgotten: it is in memory anyway.
+        """
+        if self._ring is not None and self._table is not None and not self._live:
+            self._ring.forget(self._table, 0, min(end, self.head))
+
     def to_numpy(self) -> NDArray[np.void]:
         """All rows that the ring still has as one structured array, a copy."""
         return self.read()[0].to_numpy()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _PROCESSES = 64
+_RECLAIMS = 1 << 26
+"""Rows of `reclaim` for which room is made at most: hours of the fastest reclaim, in a file that every file system takes."""
 _GROWTH = 4
 """Of processes, room is made for so many, and for so many times as many as there are: the file is sparse."""
 
@@ -106,6 +108,8 @@ class Recorder:
 
     def _wanted(self, channel: Channel) -> int:
         """Rows to make room for: by the clock where rows come by the clock, else what the ring holds over its own history."""
+        if channel.name == "reclaim":
+            return max(channel.capacity, min(channel.capacity * (1 + int(self._seconds)), _RECLAIMS))
         if channel.period_ns == 0:
             return channel.capacity * (1 + int(self._seconds // 60))
         if channel.name == "processes":

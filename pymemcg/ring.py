@@ -152,6 +152,11 @@ class Ring:
         address = int(ffi.cast("uintptr_t", lib.memcg_map_column(self._map, index)))
         return np.asarray(_Memory(self, address, 2 * table.capacity))
 
+    def forget(self, table: Table, first: int, end: int) -> None:
+        """Take rows [first, end) of all columns out of this process's memory until they are read again."""
+        for index in range(table.first, table.first + len(table.units)):
+            lib.memcg_map_forget(self._map, index, first, end)
+
     def head(self, table: Table) -> int:
         """Rows published so far. Rows that were read before this call are whole if they are > head - capacity."""
         return lib.memcg_map_head(self._map, table.index)  # type: ignore[no-any-return]

@@ -82,8 +82,8 @@ RECLAIM_UNITS: Final[dict[str, str]] = {
     "cpu_wait_ns": "ns",
 }
 RECLAIM_KINDS: Final[dict[int, str]] = {1: "memcg", 2: "direct", 3: "compaction", 4: "throttled", 5: "high"}
-"""What the numbers in `kind` mean: reclaim at a group's limit, or of the whole node; direct compaction; a wait inside one of the
-first two; and a thread that was seen asleep at memory.high, which is a moment and no interval (end_ns = start_ns)."""
+"""What the numbers in `kind` mean: reclaim at a group's limit, or of the whole node; direct compaction; a wait inside one of
+the first two; and a thread that was seen asleep at memory.high, which is a moment and no interval (end_ns = start_ns)."""
 CLOCK_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "realtime_ns": "ns"}
 EVENTS_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "since_ns": "ns", "kind": "", "value": ""}
 
