@@ -3,105 +3,37 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import schema, sharing
-from pymemcg._ffi import check, ffi, lib
+from pymemcg import schema
+from pymemcg._ffi import ffi
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel, Channels
 from pymemcg.errors import NotStarted
-from pymemcg.plan import NativeConfig, make_plan
-from pymemcg.ring import Ring, create
+from pymemcg.plan import make_plan
+from pymemcg.running import Running
+from pymemcg.watching import Callbacks, Watched, Watcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from pymemcg.cgroup import Target
-    from pymemcg.plan import Plan
+    from pymemcg.stalls import Stall
+    from pymemcg.watching import OomKill
 
-_PATIENCE_S = 1.0
-"""How long to wait for another process's first sample; should it have died before, the next takes over meanwhile."""
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")
+EVIDENCE = ("auto", "trace", "psi", "counters")
 MAX_RATE_HZ = 20_000
 """A tick costs about 10 us of CPU time, most of it the wake-up: faster ones would run into each other."""
 MAX_STAT_RATE_HZ = 100
 """A read of memory.stat may flush the counters of the whole machine."""
 
 
-def _native_lock() -> threading.Lock:
-    """A lock for moments in which nothing waits. gevent's own do not work reliably between native threads."""
-    monkey = sys.modules.get("gevent.monkey")
-    lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")() if monkey else threading.Lock()
-    return lock
-
-
-class _Running:
-    """What exists between start and stop."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.seat = sharing.take_seat(
-            plan.target.directory,
-            lambda fd: create(fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True),
-        )
-        try:
-            self.ring = Ring(self.seat.ring_fd, self.seat.path or "memfd:pymemcg")
-            self.config = NativeConfig(
-                plan,
-                ring_fd=self.seat.ring_fd,
-                lock_fd=self.seat.lock_fd,
-                attached=self.seat.role == "attached",
-            )
-            out, failed = ffi.new("struct memcg_sampler **"), ffi.new("char[4096]")
-            rc = lib.memcg_sampler_start(self.config.struct, out, failed, len(failed))
-            check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
-        except BaseException:
-            self.seat.leave()
-            raise
-        self._handle = out[0]
-        self._using = _native_lock()  # one thread may stop, or the interpreter end, while another asks
-
-    def await_first_row(self) -> None:
-        """The ring of another process can be found a moment before its first sample is in it."""
-        usage, deadline = self.ring.tables["usage"], time.monotonic() + _PATIENCE_S
-        while self.ring.head(usage) == 0 and time.monotonic() < deadline:
-            time.sleep(0.001)
-
-    def pressure_is_anothers(self) -> bool:
-        """Whether the channel is closed since another process reads the group's PSI."""
-        table = self.ring.tables.get("pressure")
-        closed = self.ring.closed(table) if table else None
-        return closed is not None and closed[1] == errno.EBUSY
-
-    def writes(self) -> bool:
-        """Whether this process writes the ring."""
-        with self._using:
-            return self._handle is not None and lib.memcg_sampler_writes(self._handle) != 0
-
-    def held_bytes(self) -> int:
-        """What is held for sampling beside the ring."""
-        with self._using:
-            return lib.memcg_sampler_held_bytes(self._handle) if self._handle is not None else 0
-
-    def stop(self) -> None:
-        with self._using:
-            handle, self._handle = self._handle, None
-        lib.memcg_sampler_stop(handle)
-        self.seat.leave()
-
-    def forget(self) -> None:
-        """In a forked child: the parent's threads, locks and files stay the parent's."""
-        lib.memcg_sampler_forget(self._handle)
-        self.seat.abandon()
-
-
-class Sampler(Channels):
+class Sampler(Watched, Channels):
     """Samples a memory cgroup from a native thread that never takes the GIL.
 
     The first process of a group that starts one samples, the others attach to its rings (`role`); when it ends, another goes
@@ -114,6 +46,11 @@ class Sampler(Channels):
         history_s: How far back the rings reach at these rates; they reach further where ticks are slower.
         adaptive: Tick at 100 Hz far from every limit, and yield until the sampler takes at most 1/20 of the CPU time that the
             rest of the group takes, so that PSI is not diluted. False keeps the full rate.
+        evidence: By what stalls are to be known: "trace", "psi" or "counters" alone, or "auto" for all that can be had.
+        event_ids: Ids of the tracepoints for a process that may open them (CAP_PERFMON) but cannot read tracefs; see
+            `pymemcg.tracepoints`. Without them the environment variable PYMEMCG_EVENT_IDS, or tracefs.
+        on_stall: Called with each `Stall`, first `open`, then `closed`; a harmless one every 10 s. From a thread of its own.
+        on_oom: Called with an `OomKill` when processes of the group were killed, from the same thread.
 
     Thread-safe. A forked child re-attaches at its first use of the sampler.
     """
@@ -126,6 +63,10 @@ class Sampler(Channels):
         stat_rate_hz: float = 10,
         history_s: float = 60,
         adaptive: bool = True,
+        evidence: str = "auto",
+        event_ids: Mapping[str, int] | None = None,
+        on_stall: Callable[[Stall], object] | None = None,
+        on_oom: Callable[[OomKill], object] | None = None,
     ) -> None:
         self._spec = target
         self._options: dict[str, Any] = {
@@ -133,10 +74,13 @@ class Sampler(Channels):
             "stat_rate_hz": stat_rate_hz,
             "history_s": history_s,
             "adaptive": adaptive,
+            "evidence": evidence,
+            "event_ids": event_ids,
         }
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
+        self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_oom=on_oom))
         self._lock = threading.RLock()
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._end: weakref.finalize[Any, Any] | None = None
         self._forked = False
         self._told = False
@@ -145,6 +89,7 @@ class Sampler(Channels):
         self._own = True
         self._last_stats: dict[str, Any] = {}
         self._last_absent: dict[str, str] = {}
+        self._last_evidence: dict[str, str | None] = {}
         for name, value, most in (
             ("rate_hz", rate_hz, MAX_RATE_HZ),
             ("stat_rate_hz", stat_rate_hz, MAX_STAT_RATE_HZ),
@@ -152,6 +97,8 @@ class Sampler(Channels):
         ):
             if not 0.01 <= value <= most:
                 raise ValueError(f"{name}={value!r}: expected a number from 0.01 to {most}")
+        if evidence not in EVIDENCE:
+            raise ValueError(f"evidence={evidence!r}: expected one of {', '.join(EVIDENCE)}")
         _samplers[id(self)] = self
 
     # ---- Life cycle ----
@@ -171,12 +118,13 @@ class Sampler(Channels):
                 self._channels = {name: Channel(name, None, None) for name in schema.CHANNELS}
                 return self
             self._target = resolve(self._spec)
-            self._running = _Running(make_plan(self._target, **self._options))
+            self._running = Running(make_plan(self._target, **self._options))
             # Also when the sampler is dropped or the interpreter ends: the threads use memory that belongs to Python.
             self._end = weakref.finalize(self, self._running.stop)
             self._bind(self._running)
             self._forked = False
             self._running.await_first_row()
+            self._watcher.begin()
         return self
 
     def stop(self) -> None:
@@ -184,9 +132,12 @@ class Sampler(Channels):
         with self._lock:
             if self._running is not None and self._end is not None:
                 self._last_stats, self._last_absent = self._stats(self._running), self._absent(self._running)
+                self._last_evidence = self._running.evidence()
                 self._running = None
                 self._end()
             self._forked = False
+            await_watcher = self._watcher.end()
+        await_watcher()  # without the lock: a callback may be using the sampler
 
     def __enter__(self) -> Sampler:
         return self.start()
@@ -194,7 +145,7 @@ class Sampler(Channels):
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def _bind(self, running: _Running) -> None:
+    def _bind(self, running: Running) -> None:
         tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
         self._own = running.seat.role != "attached"
@@ -216,6 +167,7 @@ class Sampler(Channels):
     def _after_fork(self) -> None:
         """In the child, at once: a lock that it kept open would outlive its parent."""
         self._lock = threading.RLock()
+        self._watcher.forget()
         running, self._running = self._running, None
         if running is not None and self._end is not None:
             self._end.detach()
@@ -279,7 +231,7 @@ class Sampler(Channels):
         running = self._running
         return self._absent(running) if running else dict(self._last_absent)
 
-    def _absent(self, running: _Running) -> dict[str, str]:
+    def _absent(self, running: Running) -> dict[str, str]:
         absent = dict(running.plan.absent)
         if running.seat.note:
             absent["sharing"] = running.seat.note
@@ -290,12 +242,23 @@ class Sampler(Channels):
             absent["pressure"] = "left to the process that reads this group's PSI: a second reader would destroy it"
         return absent
 
+    @property
+    def evidence(self) -> dict[str, str | None]:
+        """By what stalls can be known here: "trace", "psi", "wchan", "counters" to None, or why not.
+
+        After `stop` what it was then; empty before `start` and where disabled.
+        """
+        if self._forked:
+            self._reattach()
+        running = self._running
+        return running.evidence() if running else dict(self._last_evidence)
+
     def describe(self) -> dict[str, Any]:
         """What a recording of this sampler says of itself: target, kernel, host, and what is absent and why."""
         if self._forked:
             self._reattach()
         running = self._running
-        return running.plan.info() | {"absent": self.absent} if running else {}
+        return running.plan.info() | {"absent": self.absent, "evidence": running.evidence()} if running else {}
 
     def stats(self) -> dict[str, Any]:
         """What sampling does and costs.
@@ -317,7 +280,7 @@ class Sampler(Channels):
             stats |= {"role": self._role(), "late_ns": self._lateness()}
         return stats
 
-    def _stats(self, running: _Running) -> dict[str, Any]:
+    def _stats(self, running: Running) -> dict[str, Any]:
         """All that needs no arrays: numpy must not be loaded to stop."""
         state = running.ring.header.state
         words = [field for field, _ in ffi.typeof("struct memcg_state").fields if field != "cost_ns"]
