@@ -94,11 +94,14 @@ class Watch:
 
     def stop(self) -> None:
         """Tell the rest and end the thread; from any thread, also its own, which then ends after the callback."""
+        thread = self._thread
+        if thread is None or self.over:
+            return
+        _ending.add(self)  # or it would be gone with its sampler's interest in it
         self._stopping = True
         with contextlib.suppress(RuntimeError):  # it is awake
             self._wake.release()
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is threading.current_thread():
             return
         thread.join(PATIENCE_S)
         if thread.is_alive():
@@ -110,12 +113,14 @@ class Watch:
         with self._lock:
             self.over = True
             streams, self._streams = self._listeners(), []
+        _ending.discard(self)
         for stream in streams:
             stream._end()  # noqa: SLF001 - one room
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's."""
         self._lock, self._thread, self.over = native_lock(), None, True
+        _ending.discard(self)
         for stream in self._listeners():
             stream._orphan()  # noqa: SLF001 - one room
         self._streams = []
@@ -212,6 +217,8 @@ class Watch:
                 self._open[stall.start_ns] = stall
                 if known is not None:  # told by a detector before this one
                     return
+            elif stall.end_ns is not None:  # what became one with it is over, too
+                self._open = {start: one for start, one in self._open.items() if not stall.start_ns < start <= stall.end_ns}
             streams = self._listeners()
         for stream in streams:
             stream._put(stall)  # noqa: SLF001 - one room
@@ -239,6 +246,7 @@ def _watch(ref: weakref.ref[Watch], wake: Any) -> None:
 
 
 _live: weakref.WeakSet[Watch] = weakref.WeakSet()
+_ending: set[Watch] = set()
 
 
 @atexit.register
