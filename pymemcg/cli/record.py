@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.cli import Terminated
-from pymemcg.cli._arguments import add_target, duration, rate
+from pymemcg.cli._arguments import add_evidence, add_target, duration, rate
 from pymemcg.cli._text import aligned, has_rich, number, size, span
 from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fixed-rate", action="store_true", help="do not slow down far from the limit; dilutes a quiet group's PSI"
     )
+    add_evidence(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the recording; replaced if it exists")
 
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from pymemcg.cli._live import sampler_of
     from pymemcg.recording import Recorder
 
-    options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate}
+    options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate, "evidence": args.evidence}
     with sampler_of(args.target, **options) as sampler:
         with _interrupts_kept() as asked, Recorder(sampler, args.output, args.duration) as recorder:
             _record(recorder, args.duration, asked)
@@ -150,6 +151,11 @@ def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, 
         yield f"cut: {number(recorder.cut)} rows, for which the file had no room"
     for name, reason in sampler.absent.items():
         yield f"absent: {name}: {reason}"
+    evidence = sampler.evidence
+    yield f"evidence of stalls: {', '.join(name for name, why_not in evidence.items() if why_not is None) or 'none'}"
+    for name, why_not in evidence.items():
+        if why_not is not None:
+            yield f"no evidence {name}: {why_not}"
 
 
 def _lasted_ns(recording: Recording) -> int:
