@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stalls as people read them: a line each as they come, and what they add up to. For `stalls`, `run` and `demo`."""
+
+from __future__ import annotations
+
+import heapq
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymemcg.channel import Channels
+    from pymemcg.stalls import Stall
+
+BOLD, DIM, _RED, _YELLOW = 1, 2, 31, 33
+_LONG_NS: Final = 10_000_000  # what a request notices
+_MINUTES_NS: Final = 99_500_000_000  # from here on `span` has two units
+_GAP: Final = "  "
+_TITLE_WIDTH = 9
+_WHEN_WIDTH, _LEAST_THREADS_WIDTH = 12, 24
+_COLUMNS: Final = (("stalled", 8), ("between", 14), ("cause", 8), ("evidence", 11), ("hits", 6), ("reclaimed", 9))
+_TEXTS: Final = {"cause", "evidence"}  # the others are numbers
+_NAMED: Final = 6  # threads; there may be hundreds
+_BELOW: Final = " " * (_WHEN_WIDTH + len(_GAP))
+
+
+def thread_name(tid: int, end_ns: int | None) -> str | None:
+    """A thread's name; None where it is gone, or where its number is a younger one's by now."""
+    try:
+        with open(f"/proc/{tid}/stat", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return None
+    name, _, rest = text[text.index("(") + 1 :].rpartition(")")
+    if end_ns is None:
+        return name
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    begun_ns = int(rest.split()[19]) * 10_000_000 - asleep_ns  # in ticks of USER_HZ since the boot
+    return name if begun_ns <= end_ns else None
+
+
+def realtime_of(source: Channels) -> Callable[[int], int]:
+    """A function from CLOCK_MONOTONIC to CLOCK_REALTIME, both ns, by the clock of a recording or a sampler."""
+    import numpy as np
+
+    return lambda t_ns: int(source.usage.realtime_ns(np.array([t_ns]))[0])
+
+
+def _held(ns: int | None) -> str:
+    """A duration as one number and one unit, so that columns stay columns."""
+    return span(ns) if ns is None or ns < _MINUTES_NS else f"{ns / 1e9:,.0f} s"
+
+
+def between(low_ns: int | None, high_ns: int | None) -> str:
+    """Two durations, with their unit once where it is the same: "11.0–15.2 ms"; nothing where they are the same."""
+    if low_ns is None or high_ns is None or low_ns == high_ns:
+        return ""
+    (low, low_unit), (high, high_unit) = _held(low_ns).split(" "), _held(high_ns).split(" ")
+    if low_unit == high_unit or low_ns == 0:
+        return f"{low}–{high} {high_unit}"
+    return f"{low} {low_unit}–{high} {high_unit}"
+
+
+# ---- A line each ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StallLines:
+    """Makes lines of stalls.
+
+    Attributes:
+        realtime_ns: From CLOCK_MONOTONIC to CLOCK_REALTIME.
+        width: Columns to write in.
+        colours: Whether to use colours.
+        page_bytes: Of the machine that they are from.
+        named: Whether their threads may still live here.
+    """
+
+    realtime_ns: Callable[[int], int]
+    width: int = 80
+    colours: bool = False
+    page_bytes: int = 4096
+    named: bool = True
+    _day: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        left = self.width - _WHEN_WIDTH - sum(width + len(_GAP) for _, width in _COLUMNS) - len(_GAP)
+        self._threads_width = left if left >= _LEAST_THREADS_WIDTH else 0  # 0: they go below
+
+    def header(self) -> str:
+        """The columns' titles."""
+        titles = [_cell(title, title, width) for title, width in _COLUMNS]
+        threads = ["threads"] if self._threads_width else []
+        return self._painted(_GAP.join(["when".ljust(_WHEN_WIDTH), *titles, *threads]).rstrip(), BOLD)
+
+    def lines(self, stall: Stall) -> Iterator[str]:
+        """One stall, below the day where that is another one than before."""
+        seconds, ns = divmod(self.realtime_ns(stall.start_ns), 10**9)
+        at = time.localtime(seconds)
+        day = time.strftime("%a %d %b %Y", at)
+        if day != self._day:
+            self._day = day
+            yield self._painted(day, DIM)
+        when = f"{time.strftime('%H:%M:%S', at)}.{ns // 10**6:03}"
+        if stall.harmless:
+            yield self._painted(f"{when}{_GAP}{_harmless(stall, self.width - len(_BELOW))}", DIM)
+        else:
+            yield from self._harmful(when, stall)
+
+    def _harmful(self, when: str, stall: Stall) -> Iterator[str]:
+        pages = stall.reclaimed_pages
+        cells = {
+            "stalled": _held(stall.stall_ns),
+            "between": between(stall.stall_lo_ns, stall.stall_hi_ns),
+            "cause": stall.cause,
+            "evidence": _joined(stall.evidence, dict(_COLUMNS)["evidence"]),
+            "hits": number(stall.limit_hits),
+            "reclaimed": UNKNOWN if pages is None else size(pages * self.page_bytes),
+        }
+        line = _GAP.join([when, *(_cell(title, cells[title], width) for title, width in _COLUMNS)])
+        threads, says = self._threads(stall), _remarks(stall)
+        if self._threads_width and len(threads) <= self._threads_width:
+            line, threads = f"{line}{_GAP}{threads}", ""
+        long = (stall.stall_ns or 0) >= _LONG_NS
+        yield self._painted(line.rstrip(), _RED if long else _YELLOW)
+        below = "; ".join(text for text in (threads and f"held: {threads}", says) if text)
+        for text in textwrap.wrap(below, self.width - len(_BELOW)):
+            yield self._painted(_BELOW + text, DIM)
+
+    def _threads(self, stall: Stall) -> str:
+        named = [
+            f"{tid} {name}" if name else str(tid)
+            for tid in stall.tids[:_NAMED]
+            for name in [thread_name(tid, stall.end_ns) if self.named else None]
+        ]
+        more = [f"{len(stall.tids) - _NAMED} more"] if len(stall.tids) > _NAMED else []
+        return ", ".join([*named, *more])
+
+    def _painted(self, text: str, colour: int) -> str:
+        return painted(text, colour, colours=self.colours)
+
+
+def _cell(title: str, text: str, width: int) -> str:
+    return text.ljust(width) if title in _TEXTS else text.rjust(width)
+
+
+def _joined(evidence: tuple[str, ...], width: int) -> str:
+    for count in range(len(evidence), 0, -1):
+        text = "+".join([*evidence[:count], *(["…"] if count < len(evidence) else [])])
+        if len(text) <= width:
+            return text
+    return UNKNOWN
+
+
+def _remarks(stall: Stall) -> str:
+    waited = f"{span(stall.cpu_wait_ns)} of waiting for a CPU left out" if stall.cpu_wait_ns else ""
+    return "; ".join(text for text in (waited, stall.incomplete or "") if text)
+
+
+def _harmless(stall: Stall, width: int) -> str:
+    parts = ["harmless"]
+    if stall.intervals is not None:
+        parts.append(f"{number(stall.intervals)} times")
+    if stall.end_ns is not None and stall.end_ns > stall.start_ns:
+        lasted = stall.end_ns - stall.start_ns
+        if stall.stall_ns is not None:
+            parts.append(f"{span(stall.stall_ns)} of {span(lasted)} ({share(stall.stall_ns / lasted)})")
+        else:
+            parts.append(f"within {span(lasted)}")
+    parts.append(stall.cause)
+    text = ", ".join(parts)
+    return f"{text}, {_joined(stall.evidence, width - len(text) - 2)}"
+
+
+# ---- What they add up to -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """Adds up closed stalls, and keeps the worst.
+
+    Attributes:
+        keep: How many to keep.
+        count: Stalls that were not harmless.
+        stall_ns: Their time, as far as it is known.
+        unknown: Those of them whose time is not known.
+        harmless: Harmless episodes.
+        harmless_ns: Time for which somebody was held in them.
+        harmless_lasted_ns: And how long they lasted.
+        causes: How many stalls each cause had.
+    """
+
+    keep: int = 20
+    count: int = 0
+    stall_ns: int = 0
+    unknown: int = 0
+    harmless: int = 0
+    harmless_ns: int = 0
+    harmless_lasted_ns: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    _worst: list[tuple[int, int, Stall]] = field(default_factory=list)
+
+    def add(self, stall: Stall) -> None:
+        """Count one."""
+        if stall.state != "closed":
+            return
+        if stall.harmless:
+            self.harmless += 1
+            self.harmless_ns += stall.stall_ns or 0
+            self.harmless_lasted_ns += (stall.end_ns or stall.start_ns) - stall.start_ns
+            return
+        self.count += 1
+        self.stall_ns += stall.stall_ns or 0
+        self.unknown += stall.stall_ns is None
+        self.causes[stall.cause] += 1
+        heapq.heappush(self._worst, (stall.stall_ns or 0, -self.count, stall))
+        if len(self._worst) > self.keep:
+            heapq.heappop(self._worst)
+
+    def worst(self) -> list[Stall]:
+        """Those kept, in order of their beginning."""
+        return sorted((stall for _, _, stall in self._worst), key=lambda stall: stall.start_ns)
+
+    def says(self) -> str:
+        """All of it in a sentence."""
+        if not self.count:
+            return "none"
+        causes = ", ".join(f"{cause} {number(count)}" for cause, count in self.causes.most_common())
+        text = f"{number(self.count)} ({causes})"
+        if self.unknown < self.count:
+            text += f", {span(self.stall_ns)} in all, the worst {span(max(self._worst)[0])}"
+        if self.unknown:
+            text += f"; {'the' if self.unknown == self.count else f'of {number(self.unknown)} the'} duration is not known"
+        return text
+
+    def figures(self, evidence: Mapping[str, str | None], width: int, *, colours: bool) -> Iterator[str]:
+        """All of it below each other, and which evidence there was."""
+        yield from figure("stalls", self.says(), width, colours=colours)
+        if self.harmless:
+            part = share(self.harmless_ns / max(1, self.harmless_lasted_ns))
+            text = f"{span(self.harmless_ns)} of {span(self.harmless_lasted_ns)} ({part}) in reclaim that held nobody for 1 ms"
+            yield from figure("harmless", text, width, colours=colours)
+        yield from figure("evidence", _evidence_says(evidence), width, colours=colours)
+
+
+def figure(title: str, text: str, width: int, *, colours: bool) -> Iterator[str]:
+    """A title, and a text beside it that may take several lines."""
+    room = width - _TITLE_WIDTH - 2 * len(_GAP)
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room, break_on_hyphens=False)]
+    for i, line in enumerate(lines):
+        head = painted(title.ljust(_TITLE_WIDTH), BOLD, colours=colours) if i == 0 else " " * _TITLE_WIDTH
+        yield f"{_GAP}{head}{_GAP}{line}"
+
+
+def _evidence_says(evidence: Mapping[str, str | None]) -> str:
+    """Which evidence there was, and a line each why there was not more."""
+    works = [name for name, why_not in evidence.items() if why_not is None]
+    absent = [f"no {name}: {why_not}" for name, why_not in evidence.items() if why_not is not None]
+    return "\n".join([", ".join(works) or "none", *absent])
