@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from pymemcg.errors import MemcgError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMANDS = ("doctor", "watch", "record", "demo", "bench")
+COMMANDS = ("doctor", "watch", "stalls", "run", "record", "demo", "bench")
 
 
 class Command(Protocol):
@@ -107,10 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a bar that the terminal lacks is no reason to fail
+        for stream in _streams():
+            stream.reconfigure(errors="replace")  # a bar that the terminal lacks is no reason to fail
         with _sigterm_as_ctrl_c():
             status: int = args.run(args)
-            sys.stdout.flush()
+            for stream in _streams():
+                stream.flush()
     except MemcgError as error:
         print(f"pymemcg: {error}", file=sys.stderr)
         return error.exit_code
@@ -122,12 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _streams() -> list[io.TextIOWrapper]:
+    """Stdout and stderr; they are None where a shell closed them, as with `>&-`."""
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+
+
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
     def end(*_: object) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_IGN:  # who started us wants it so, and for what we start, too
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
