@@ -12,6 +12,8 @@ from pymemcg._intervals import LONG_AGO, Judged, added_ns, running_end
 from pymemcg._moments import Moments
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from pymemcg._stall import Policy
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 
 KINDS: Final = 6
 MOST_TIDS: Final = 1000
-"""So many threads are named at most: an episode in a group that forks all the time would name everybody."""
+"""So many threads are named at most, those with the lowest ids: a group that forks all the time has no end of them."""
 
-_HOW: Final[dict[str, np.ufunc]] = {
+_HOW: Final[Mapping[str, Any]] = {
     "start_ns": np.minimum,
     "end_ns": np.maximum,
     "count": np.add,
@@ -178,9 +180,9 @@ class Groups:
             sets[0] |= self.open_tids
         group = (np.cumsum(new) - 1)[-tids.size :] if tids.size else np.empty(0, np.int64)
         for g, tid in _pairs(group, tids):
-            if tid and len(sets[g]) < MOST_TIDS:
+            if tid:
                 sets[g].add(tid)
-        return groups, sets
+        return groups, [tids if len(tids) <= MOST_TIDS else set(sorted(tids)[:MOST_TIDS]) for tids in sets]
 
 
 def _pairs(group: Ints, tids: Ints) -> Any:

@@ -90,9 +90,9 @@ class Judged:
         self.held_ns = np.zeros(count, np.int64)
         self.longest_ns = np.zeros(count, np.int64)
         self.harmed = np.zeros(count, bool)
+        self.part = self.harmed
         if count:
             self._judge(moments, end, policy)
-        self.part = self.harmed | _near(moments.start_ns, end, self.harmed, policy.join_ns)
 
     def _judge(self, moments: Moments, end: Ints, policy: Policy) -> None:
         start = moments.start_ns
@@ -109,8 +109,14 @@ class Judged:
         length = np.where(moments.evidence[order] == PSI, _dense(moments.take(order), length, held, policy), length)
         gap = np.zeros(order.size, np.int64)
         gap[1:] = np.where(new[1:], 2 * policy.window_ns, begin[1:] - end[order][:-1])
-        longest, harmed = _windows(np.minimum(gap, 2 * policy.window_ns), length, held, policy)
-        self.held_ns[order], self.longest_ns[order], self.harmed[order] = held, longest, harmed
+        gap = np.minimum(gap, 2 * policy.window_ns)
+        longest, harmed = _windows(gap, length, held, policy)
+        self.held_ns[order], self.harmed[order] = held, harmed
+        self.part = self.harmed | _near(start, end, self.harmed, policy.join_ns)
+        part = self.part[order]
+        if part.any() and not part.all():  # what harmed nobody has its own longest, without what harmed somebody near it
+            longest = np.where(part, longest, _windows(gap, length, np.where(part, 0, held), policy)[0])
+        self.longest_ns[order] = longest
 
 
 def _changes(chain: Ints, tid: Ints) -> Bools:

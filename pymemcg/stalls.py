@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pymemcg._stall import CAUSES, Policy, Stall, Stalls
@@ -15,6 +16,8 @@ __all__ = ["CAUSES", "Detector", "Policy", "Stall", "Stalls", "moments", "stalls
 
 POLICY = Policy()
 EVIDENCE = ("auto", "trace", "psi", "counters")
+_BEFORE_NS = 10_000_000_000
+"""What began so long before may reach into a time, and what is known of it may depend on it."""
 
 
 def stalls(source: Channels, *, min_ns: int = 0, evidence: str = "auto", policy: Policy = POLICY) -> Stalls:
@@ -29,17 +32,35 @@ def stalls(source: Channels, *, min_ns: int = 0, evidence: str = "auto", policy:
     Raises:
         ValueError: There is no such evidence.
     """
-    detector = Detector(source, evidence=evidence, policy=policy)
-    found = [*detector.advance(), *detector.finish()]
+    found = Detector(source, evidence=evidence, policy=replace(policy, reach_ns=0)).finish()
     closed = (stall for stall in found if stall.state == "closed")
     return Stalls(stall for stall in closed if min_ns <= 0 or (stall.longest_ns or 0) >= min_ns)
 
 
 def moments(source: Channels, since_ns: int, until_ns: int, *, evidence: str = "auto") -> Moments:
-    """Find the moments between two times in which somebody was held, as `Detector.moments` does live."""
-    from pymemcg._moments import Moments
+    """Find the moments that overlap [since_ns, until_ns): when somebody was held, as far as the evidence knows.
 
-    return Moments.none()
+    Args:
+        source: A `Recording` or a `Sampler`.
+        since_ns: CLOCK_MONOTONIC.
+        until_ns: CLOCK_MONOTONIC.
+        evidence: "auto" joins all there is; "trace", "psi" or "counters" is used alone.
+
+    Raises:
+        ValueError: There is no such evidence.
+    """
+    _check(evidence)
+    from pymemcg._detect import Detection
+
+    begin = since_ns - _BEFORE_NS
+    detection = Detection(source, evidence, replace(POLICY, reach_ns=until_ns - begin + POLICY.patience_ns), since_ns=begin)
+    detection.reach(until_ns)
+    return detection.moments(since_ns, until_ns)
+
+
+def _check(evidence: str) -> None:
+    if evidence not in EVIDENCE:
+        raise ValueError(f"evidence={evidence!r}: expected one of {', '.join(EVIDENCE)}")
 
 
 class Detector:
@@ -50,9 +71,6 @@ class Detector:
         evidence: "auto" joins all there is; "trace", "psi" or "counters" is used alone.
         policy: What counts as a stall.
 
-    Attributes:
-        lost: Channel to rows that were overwritten before they were read.
-
     Raises:
         ValueError: There is no such evidence.
 
@@ -60,26 +78,29 @@ class Detector:
     """
 
     def __init__(self, source: Channels, *, evidence: str = "auto", policy: Policy = POLICY) -> None:
-        if evidence not in EVIDENCE:
-            raise ValueError(f"evidence={evidence!r}: expected one of {', '.join(EVIDENCE)}")
-        self._source = source
-        self.lost: dict[str, int] = {}
+        _check(evidence)
+        from pymemcg._detect import Detection
 
-    def advance(self) -> list[Stall]:
-        """What became known since the last call: "open" once, then "closed"; harmless episodes every 10 s."""
-        return []
+        self._detection = Detection(source, evidence, policy)
 
-    def finish(self) -> list[Stall]:
-        """The rest: no more rows will come."""
-        return []
+    @property
+    def lost(self) -> dict[str, int]:
+        """Channel to rows that were overwritten before they were read."""
+        return self._detection.lost
 
     @property
     def final_until_ns(self) -> int:
         """Nothing more will be told of the time before."""
-        return 0
+        return self._detection.final_until_ns
+
+    def advance(self) -> list[Stall]:
+        """What became known since the last call: each stall "open" once and then "closed", harmless episodes every 10 s."""
+        return self._detection.advance()
+
+    def finish(self) -> list[Stall]:
+        """The rest: no more rows will come."""
+        return self._detection.finish()
 
     def moments(self, since_ns: int, until_ns: int) -> Moments:
-        """The moments that overlap this time, as far as known and remembered (`Policy.reach_ns`)."""
-        from pymemcg._moments import Moments
-
-        return Moments.none()
+        """The moments that overlap [since_ns, until_ns), as far as they are known and remembered (`Policy.reach_ns`)."""
+        return self._detection.moments(since_ns, until_ns)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why somebody was held: from what rose meanwhile. docs/stalls.md says how each cause is recognised, and how surely."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from pymemcg._ffi import NONE
+from pymemcg._moments import COMPACTION, DIRECT, HIGH_SLEEP, MEMCG, THROTTLED
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Bools: TypeAlias = npt.NDArray[np.bool_]
+    Facts: TypeAlias = dict[str, Ints]
+
+OUTSIDE: Final = "outside"
+"""No cause of a stall: an administrator's reclaim."""
+
+
+class Rises:
+    """What rose between the beginning and the end of each group; 0 where it did not or nobody knows."""
+
+    def __init__(self, before: Facts, after: Facts) -> None:
+        self._before = before
+        self._after = after
+        self.own = self._rise("limit_hits") + self._rise("memsw_hits")
+        self.high = self._rise("high_hits")
+        self.above = self._rise("above")
+        self.kills = self._rise("oom_kills")
+        self.falls = self._rise("falls")
+        self.allocstall = self._rise("allocstall")
+        self.pswpin = self._rise("pswpin")
+        self.refault_anon = self._rise("workingset_refault_anon")
+        self.refault_file = self._rise("workingset_refault_file") + self._rise("workingset_refault")
+        self.counted = self._known("limit_hits") | self._known("memsw_hits")
+
+    def _known(self, name: str) -> Bools:
+        known: Bools = (self._before[name] != NONE) & (self._after[name] != NONE)
+        return known
+
+    def _rise(self, name: str) -> Ints:
+        known = self._known(name)
+        return np.where(known, np.maximum(self._after[name] - np.where(known, self._before[name], 0), 0), 0)
+
+
+def by_kind(kinds: Ints, rises: Rises) -> list[str]:
+    """Causes of what tracepoints saw.
+
+    Args:
+        kinds: Shape (groups, kinds): how long each kind held somebody in each group.
+        rises: What rose meanwhile.
+    """
+    main = np.argmax(kinds[:, : HIGH_SLEEP + 1], axis=1)
+    memcg = np.select(
+        [rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0],
+        ["limit", "high", "ancestor", OUTSIDE],
+        "unknown",
+    )
+    node = np.isin(main, [DIRECT, COMPACTION, THROTTLED])
+    cause = np.where(node, "global", np.where(main == HIGH_SLEEP, "high", memcg))
+    return _killed(cause, rises)
+
+
+def by_rises(rises: Rises, traced: Bools) -> list[str]:
+    """Causes of what PSI and counters saw.
+
+    Args:
+        rises: What rose meanwhile.
+        traced: Groups of which tracepoints have explained all that limits and the node did.
+    """
+    limits = ~traced
+    cause = np.select(
+        [
+            limits & (rises.own > 0),
+            rises.high > 0,
+            limits & (rises.above > 0),
+            rises.refault_anon > rises.refault_file,
+            rises.refault_file > 0,
+            limits & (rises.allocstall > 0),
+            rises.pswpin > 0,
+        ],
+        ["limit", "high", "ancestor", "swap", "thrash", "global", "swap"],
+        "unknown",
+    )
+    return _killed(cause, rises)
+
+
+def hits_of(causes: list[str], rises: Rises) -> Ints:
+    """Hits of the limit that is the cause."""
+    cause = np.asarray(causes, dtype=str)
+    hits: Ints = np.select([cause == "high", cause == "ancestor"], [rises.high, rises.above], rises.own)
+    known = rises.counted | (hits > 0)
+    return np.where(known, hits, NONE)
+
+
+def needs_looking(kinds: Ints, rises: Rises) -> Bools:
+    """Groups of which only the next look at limits and ancestors can say why: reclaim without a hit of the own limits."""
+    main = np.argmax(kinds[:, : HIGH_SLEEP + 1], axis=1)
+    unexplained: Bools = (main == MEMCG) & (rises.own == 0) & (rises.high == 0)
+    return unexplained
+
+
+def _killed(cause: npt.NDArray[np.str_], rises: Rises) -> list[str]:
+    waited = np.isin(cause, ["limit", "ancestor"]) & (rises.kills > 0)
+    return list(np.where(waited, "oom_wait", cause).tolist())

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What PSI and counters know, beyond what tracepoints explain."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from pymemcg._ffi import NONE
+from pymemcg._moments import COUNTERS, Moments
+from pymemcg._reading import Cursor, Hits, Pressure, PressureFinder
+
+try:
+    from pymemcg import _psi
+except ImportError:
+    _psi = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pymemcg._facts import Looking
+    from pymemcg._stall import Policy
+    from pymemcg._traced import Traced
+    from pymemcg.channel import Channels
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Bools: TypeAlias = npt.NDArray[np.bool_]
+
+CHUNK: Final = 1 << 16
+GRAIN: Final = 256
+"""A recording's windows of PSI are estimated so many at a time: where they are parted must not depend on how it is read."""
+BEFORE: Final = 64
+"""… together with so many before them, from which the estimate may learn."""
+LOOK_NS: Final = 100_000_000
+"""How often ancestors are looked at, where no row of `node` tells when that was."""
+COLUMNS: Final = ("t_ns", "since_ns", "some_us", "full_us", "cpu_us", "cpu_wait_us")
+
+
+class Counted:
+    """Moments of PSI and counters.
+
+    Attributes:
+        cursor: What reads `pressure`.
+    """
+
+    def __init__(
+        self,
+        source: Channels,
+        looking: Looking,
+        policy: Policy,
+        *,
+        psi: bool,
+        wchan: bool,
+        live: bool,
+        since: tuple[str, int] | None,
+    ) -> None:
+        self._looking = looking
+        self._policy = policy
+        self._live = live
+        self._wchan = wchan
+        self._channel = source.pressure
+        self._psi = psi and bool(source.pressure.names) and _psi is not None
+        self.cursor = Cursor(source.pressure, COLUMNS, live=live, since=since)
+        info = _info(source)
+        self._cpus = int(info.get("cpus") or os.cpu_count() or 1)
+        self._whole_host = info.get("target", {}).get("pressure_scope") == "host"
+        self._finder = PressureFinder()
+        self._windows = Pressure.none()
+        self._before = Pressure.none()
+        self._hits = Hits.none()
+        self._old = Hits.none()
+        self._above_ns = since[1] if since else 0
+        self._done_ns = 0
+
+    def add(self, hits: Hits) -> None:
+        """Ticks in which something was hit."""
+        if len(hits):
+            self._hits = Hits.joined([self._hits, hits])
+
+    def advance(self, now_ns: int, trace: Traced | None) -> tuple[Moments, int]:
+        """Make moments of what is known by now.
+
+        Args:
+            now_ns: Hits and tracepoints are known up to then; NONE = nothing more will come.
+            trace: Tracepoints, where there are any.
+
+        Returns:
+            (moments, up to when all that began are known)
+        """
+        self._look_above(now_ns)
+        parts = []
+        while self._read(now_ns):
+            count = len(self._windows) if self._live or (now_ns == NONE and not self.cursor.left) else GRAIN
+            if not self._live:
+                count = min(count, GRAIN)
+            due = int(np.searchsorted(self._windows.t_ns[:count], now_ns, side="right"))
+            if due == 0 or (due < count and not self._live):
+                break
+            parts += self._estimate(self._windows.take(slice(due)), trace)
+            self._windows = self._windows.take(slice(due, None))
+        parts += self._count(now_ns, trace)
+        if trace is not None and self._wchan:
+            parts.append(trace.wchan)
+            trace.wchan = Moments.none()
+        if trace is not None:
+            trace.forget(self._done_ns)
+        first = int(self._hits.since_ns.min()) if len(self._hits) else NONE
+        until = min(self._until(now_ns), first)
+        return Moments.joined(parts), until
+
+    def _until(self, now_ns: int) -> int:
+        """Up to when what hits and windows know has become moments."""
+        if now_ns == NONE:
+            return NONE
+        rounds = self._looking.rounds(np.array([now_ns]), after=False)
+        looked = int(rounds[0]) if rounds[0] < now_ns else now_ns - LOOK_NS
+        waits = self._psi and not self._over
+        return min(looked, max(self._done_ns, now_ns - self._policy.patience_ns)) if waits else looked
+
+    @property
+    def _over(self) -> bool:
+        """No more windows come."""
+        return self._channel.closed_at is not None and not self.cursor.left and len(self._windows) == 0
+
+    def _read(self, now_ns: int) -> bool:
+        """Read windows, as many as are needed; whether there are any."""
+        if not self._psi:
+            return False
+        while self.cursor.left and (self._live or len(self._windows) < GRAIN or self._windows.t_ns[-1] <= now_ns):
+            self._windows = Pressure.joined([self._windows, self._finder.find(self.cursor.read(CHUNK))])
+            self.cursor.forget()
+        return len(self._windows) > 0
+
+    def _look_above(self, now_ns: int) -> None:
+        """Hits at an ancestor's limit, unless the group's own were hit in the same time, which v2 counts there too."""
+        t, hits = self._looking.above(self._above_ns, now_ns)
+        if t.size == 0:
+            return
+        self._above_ns = int(t[-1])
+        t, first = np.unique(t, return_index=True)
+        hits = np.add.reduceat(hits, first)
+        since = self._looking.rounds(t - 1, after=False)
+        since = np.where(since < t - 1, since, t - LOOK_NS)
+        own = np.append(self._old.t_ns[self._old.own > 0], self._hits.t_ns[self._hits.own > 0])
+        alone = np.searchsorted(own, t, side="right") == np.searchsorted(own, since, side="right")
+        nothing = np.zeros(t.size, np.int64)
+        above = Hits(since, t, nothing, nothing, hits, np.full(t.size, NONE)).take(alone)
+        self._hits = Hits.joined([self._hits, above])
+
+    def _estimate(self, windows: Pressure, trace: Traced | None) -> list[Moments]:
+        """Moments of some windows and the hits in them."""
+        first, last = int(windows.since_ns[0]), int(windows.t_ns[-1])
+        late = int(np.searchsorted(self._hits.t_ns, first - self._policy.patience_ns))
+        mine = int(np.searchsorted(self._hits.t_ns, last, side="right"))
+        parts = self._alone(self._hits.take(slice(late)), trace)
+        hits, self._hits = self._hits.take(slice(late, mine)), self._hits.take(slice(mine, None))
+        if trace is not None:
+            windows, hits = self._unexplained(windows, hits, trace)
+        inside = _window_of(hits.t_ns, windows) >= 0
+        parts += self._alone(hits.take(~inside), trace)
+        both, ticks = Pressure.joined([self._before, windows]), Hits.joined([self._old, hits.take(inside)])
+        found = _psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus)
+        found = found.take(found.end_ns > first)
+        if self._whole_host:  # somebody on this host was held: nobody knows who
+            found = replace(found, lo_ns=np.zeros_like(found.lo_ns)).take((found.hits != NONE) & (found.hits > 0))
+        self._done_ns = last
+        self._before = both.take(slice(max(0, len(both) - BEFORE), None))
+        self._old = ticks.take(ticks.t_ns > int(self._before.since_ns[0]) if len(self._before) else slice(0))
+        return [*parts, found.take(found.hi_ns > 0)]
+
+    def _unexplained(self, windows: Pressure, hits: Hits, trace: Traced) -> tuple[Pressure, Hits]:
+        """What tracepoints leave: nearly all of what memory.high and refaults cost, and nothing of what limits do."""
+        covered = trace.covers(windows.since_ns, windows.t_ns)
+        explained = trace.explained_ns(windows.since_ns, windows.t_ns)
+        rest = windows.some_us * 1000 - explained
+        noise = np.maximum(self._policy.noise_ns, (explained * self._policy.noise_ratio).astype(np.int64))
+        some = np.where(covered, np.where(rest > noise, rest // 1000, 0), windows.some_us)
+        left = replace(windows, some_us=some, full_us=np.minimum(windows.full_us, some))
+        of = _window_of(hits.t_ns, windows)
+        alone = np.where(of >= 0, covered[np.maximum(of, 0)] if len(windows) else False, trace.covers(hits.t_ns))
+        own = np.where(alone, 0, hits.own)
+        hits = replace(hits, own=own, above=np.where(alone, 0, hits.above))
+        return left, hits.take(hits.own + hits.high + hits.above > 0)
+
+    def _count(self, now_ns: int, trace: Traced | None) -> list[Moments]:
+        """Hits that no window will tell of."""
+        alone = now_ns == NONE or not self._psi or self._over
+        until = now_ns if alone else now_ns - self._policy.patience_ns
+        due = int(np.searchsorted(self._hits.t_ns, until, side="right"))
+        hits, self._hits = self._hits.take(slice(due)), self._hits.take(slice(due, None))
+        return self._alone(hits, trace)
+
+    @staticmethod
+    def _alone(hits: Hits, trace: Traced | None) -> list[Moments]:
+        """Hits of which nobody knows how long they held anybody."""
+        if trace is not None:
+            covered = trace.covers(hits.since_ns, hits.t_ns)
+            hits = Hits.joined([hits.take(~covered), hits.take(covered).only_high()])
+        if len(hits) == 0:
+            return []
+        return [Moments.of(hits.since_ns, hits.t_ns, evidence=COUNTERS, hits=hits.own + hits.high + hits.above)]
+
+
+def _window_of(times: Ints, windows: Pressure) -> Ints:
+    """In which window each time lies; -1 = in none."""
+    if len(windows) == 0:
+        return np.full(times.size, -1)
+    at = np.minimum(np.searchsorted(windows.t_ns, times), len(windows) - 1)
+    return np.where((times > windows.since_ns[at]) & (times <= windows.t_ns[at]), at, -1)
+
+
+def _ticks(hits: Hits) -> _psi.Ticks:
+    return _psi.Ticks(
+        t_ns=hits.t_ns, since_ns=hits.since_ns, hits=hits.own + hits.high + hits.above, usage_bytes=hits.usage_bytes
+    )
+
+
+def _psi_windows(windows: Pressure) -> _psi.Windows:
+    wait = windows.cpu_wait_us
+    return _psi.Windows(
+        since_ns=windows.since_ns,
+        t_ns=windows.t_ns,
+        some_us=windows.some_us,
+        full_us=windows.full_us,
+        cpu_us=windows.cpu_us,
+        cpu_wait_us=None if wait.size and bool((wait == NONE).all()) else wait,
+    )
+
+
+def _info(source: Channels) -> dict[str, Any]:
+    describe = getattr(source, "describe", None)
+    info: dict[str, Any] = describe() if describe else getattr(source, "info", {})
+    return info

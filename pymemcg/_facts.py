@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the channels say of given times: usage, limits, counters. Looked up when a stall begins and when it is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from pymemcg._ffi import NONE
+from pymemcg._reading import HITS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pymemcg.channel import Channel, Channels
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Facts: TypeAlias = dict[str, Ints]
+
+USAGE: Final = ("usage_bytes", *HITS, "oom_kills")
+STAT: Final = ("anon", "file", "workingset_refault", "workingset_refault_file", "workingset_refault_anon")
+NODE: Final = ("pswpin",)
+LIMITS: Final = ("limit_bytes", "above", "falls")
+NAMES: Final = (*USAGE, *STAT, *NODE, "allocstall", *LIMITS)
+
+
+class Looking:
+    """Looks up what the channels say of given times; NONE where they say nothing, or nothing any more."""
+
+    def __init__(self, source: Channels) -> None:
+        self._usage = source.usage
+        self._stat = source.stat
+        self._node = source.node
+        self._limits = _Levels(source.limits)
+        self._stalls = tuple(name for name in source.node.names if name.startswith("allocstall"))
+
+    @property
+    def looked_ns(self) -> int:
+        """When limits and ancestors were looked at last; NONE = it cannot be told."""
+        rows = self._node.window(rows=1)
+        return int(rows["t_ns"][-1]) if len(rows) else NONE
+
+    def rounds(self, times: Ints, *, after: bool) -> Ints:
+        """When limits were looked at last before each time (or first after it); the time itself where nobody knows."""
+        found = _find(self._node, times, ("t_ns",), after=after)["t_ns"]
+        return np.where(found == NONE, times, found)
+
+    def above(self, since_ns: int, until_ns: int) -> tuple[Ints, Ints]:
+        """When in (since, until] hits of ancestors' limits were seen, and how many."""
+        return self._limits.above(since_ns, until_ns)
+
+    def at(self, times: Ints, *, after: bool) -> Facts:
+        """The last row before each time, or the first after it. All of `NAMES`, shape of `times`."""
+        facts = _find(self._usage, times, USAGE, after=after)
+        facts |= _find(self._stat, times, STAT, after=after)
+        node = _find(self._node, times, (*NODE, *self._stalls), after=after)
+        zones = [node.pop(name) for name in self._stalls]
+        node["allocstall"] = np.sum(zones, axis=0) if zones and NONE not in zones[0] else np.full(times.size, NONE)
+        facts |= node
+        return facts | self._limits.at(self.rounds(times, after=after))
+
+
+def _find(channel: Channel, times: Ints, names: tuple[str, ...], *, after: bool) -> Facts:
+    window = channel.window()
+    found: Facts = {name: np.full(times.size, NONE) for name in names}
+    if len(window) == 0 or times.size == 0:
+        return found
+    rows = window["t_ns"]
+    if after:
+        at = np.minimum(np.searchsorted(rows, times, side="left"), len(window) - 1)
+    else:
+        at = np.searchsorted(rows, times, side="right") - 1
+    for name in names:
+        if name in window:
+            found[name] = np.where(at >= 0, window[name][np.maximum(at, 0)], NONE)
+    if not window.valid():  # its oldest rows have been overwritten meanwhile, perhaps those
+        return {name: np.full(times.size, NONE) for name in names}
+    return found
+
+
+class _Levels:
+    """The rows of `limits`, as far as a channel that has a row a change still has them."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._head = -1
+        self._t = self._above = self._above_sum = self._falls = np.empty(0, np.int64)
+        self._own_t = self._own = self._t
+
+    def at(self, times: Ints) -> Facts:
+        """The own limit then, hits of ancestors so far, and how often a limit has been lowered so far."""
+        self._refresh()
+        own = np.searchsorted(self._own_t, times, side="right") - 1
+        any_ = np.searchsorted(self._t, times, side="right")
+        limit = np.append(self._own, NONE)[own] if self._own.size else np.full(times.size, NONE)
+        unknown = np.full(times.size, NONE)
+        return {
+            "limit_bytes": np.where(own >= 0, limit, NONE),
+            "above": np.append(0, self._above_sum)[any_] if self._t.size else unknown,
+            "falls": np.append(0, self._falls)[any_] if self._t.size else unknown,
+        }
+
+    def above(self, since_ns: int, until_ns: int) -> tuple[Ints, Ints]:
+        self._refresh()
+        which = (self._t > since_ns) & (self._t <= until_ns) & (self._above > 0)
+        return self._t[which], self._above[which]
+
+    def _refresh(self) -> None:
+        if self._channel.head == self._head:
+            return
+        rows, self._head, _ = self._channel.read()
+        if len(rows) == 0:
+            return
+        level, t = rows["level"], np.maximum.accumulate(rows["t_ns"])
+        hits = _change(level, rows["hits"])
+        self._t, self._above = t, np.where(level > 0, np.maximum(hits, 0), 0)
+        self._above_sum = np.cumsum(self._above)
+        fell = _change(level, rows["limit_bytes"], no_limit=True) < 0
+        if "high_bytes" in rows:
+            fell |= _change(level, rows["high_bytes"], no_limit=True) < 0
+        self._falls = np.cumsum(fell, dtype=np.int64)
+        own = level == 0
+        self._own_t, self._own = t[own], rows["limit_bytes"][own]
+
+
+def _change(level: Ints, values: Ints, *, no_limit: bool = False) -> Ints:
+    """What each row adds to the row before it of the same level; 0 where there is none or one of them is not known."""
+    change = np.zeros(level.size, np.int64)
+    for one in np.unique(level).tolist():
+        at = np.flatnonzero(level == one)
+        mine = values[at]
+        known = np.ones(at.size - 1, bool) if no_limit else (mine[1:] != NONE) & (mine[:-1] != NONE)
+        change[at[1:]] = np.where(known, mine[1:] - mine[:-1], 0)
+    return change
