@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class StallStream:
         self._sampler = sampler  # it runs for as long as somebody listens
         self._min_ns = min_ns
         self._since_ns = 0
+        self._begun: set[int] = set()
         self._stalls: deque[Stall] = deque()
         self._waiting: list[Callable[[], object]] = []
         self._over = False
@@ -46,9 +48,17 @@ class StallStream:
     # One thread puts and any may take. There is no lock here: whoever waits first says so and then looks again, and a signal's
     # handler may end the stream in the middle of anything.
 
+    def _begin(self, going_on: list[Stall]) -> None:
+        """From now on; with what goes on now."""
+        self._since_ns = 0
+        for stall in going_on:
+            self._put(stall)
+        self._since_ns = time.monotonic_ns()
+
     def _put(self, stall: Stall) -> None:
-        if stall.end_ns is not None and stall.end_ns < self._since_ns:
+        if stall.end_ns is not None and stall.end_ns < self._since_ns and stall.start_ns not in self._begun:
             return
+        (self._begun.add if stall.state == "open" else self._begun.discard)(stall.start_ns)
         if self._min_ns and not _at_least(stall, self._min_ns):
             return
         if len(self._stalls) >= QUEUE_STALLS:
@@ -75,6 +85,7 @@ class StallStream:
         """In a forked child: what waits is the parent's, and so is whoever fed it."""
         self._stalls.clear()
         self._waiting.clear()
+        self._begun.clear()
         self._orphaned, self.missed = True, 0
 
     @staticmethod

@@ -63,11 +63,15 @@ class Source(Channels):
     """A sampler from a start to a stop.
 
     Its channels stay those of this time when it is started anew, and it can be dropped although it is watched.
+
+    Attributes:
+        asked: Which evidence it was asked for.
     """
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = weakref.ref(sampler)
         self._kept = dict(sampler._channels)  # noqa: SLF001 - one room
+        self.asked: str = sampler._options["evidence"]  # noqa: SLF001 - one room
 
     def __getattr__(self, name: str) -> Any:
         if name in schema.CHANNELS:

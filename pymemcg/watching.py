@@ -55,7 +55,8 @@ class Watch:
         self._callbacks = callbacks
         self._lock = native_lock()
         self._streams: list[weakref.ref[StallStream]] = []
-        self._open: dict[int, Stall] = {}
+        self._open: dict[tuple[object, ...], Stall] = {}
+        self._told_before: set[tuple[object, ...]] = set()
         self._since_ns = time.monotonic_ns()
         self._glance, self._kills = Glance(self._source), Kills(self._source)
         self._detector: Detector | None = None
@@ -130,10 +131,8 @@ class Watch:
         with self._lock:
             if self.over:
                 return False
-            stream._since_ns = time.monotonic_ns()  # noqa: SLF001 - one room
             if stream not in self._listeners():
-                for stall in self._open.values():
-                    stream._put(stall)  # noqa: SLF001 - one room
+                stream._begin(list(self._open.values()))  # noqa: SLF001 - one room
                 self._streams.append(weakref.ref(stream))
         if self._is_over():  # a signal's handler stopped it in between
             stream._end()  # noqa: SLF001 - one room
@@ -199,26 +198,25 @@ class Watch:
         if self._detector is None:
             from pymemcg.stalls import Detector
 
-            self._detector = Detector(self._source)
-        stalls = self._detector.advance()
-        if last:
-            stalls += self._detector.finish()
+            self._detector = Detector(self._source, evidence=self._source.asked)
+        stalls = self._detector.finish() if last else self._detector.advance()
         self._asked_ns, self._rest_ns = time.monotonic_ns(), COST_FACTOR * (time.thread_time_ns() - began)
         self._retry_s = RETRY_S[0]
         for stall in stalls:
             self._tell(stall)
 
     def _tell(self, stall: Stall) -> None:
+        key = _key(stall)
         with self._lock:
-            known = self._open.pop(stall.start_ns, None)
-            if self.over or (stall.end_ns is not None and stall.end_ns < self._since_ns):
+            if self.over or (stall.end_ns is not None and stall.end_ns < self._since_ns and key not in self._open):
                 return
+            # Of one kind there is one at a time: what began before and was not closed has become one with this.
+            self._open = {known: one for known, one in self._open.items() if known[1:] != key[1:] or known[0] > key[0]}
             if stall.state == "open":
-                self._open[stall.start_ns] = stall
-                if known is not None:  # told by a detector before this one
+                self._open[key] = stall
+                if key in self._told_before:
+                    self._told_before.discard(key)
                     return
-            elif stall.end_ns is not None:  # what became one with it is over, too
-                self._open = {start: one for start, one in self._open.items() if not stall.start_ns < start <= stall.end_ns}
             streams = self._listeners()
         for stream in streams:
             stream._put(stall)  # noqa: SLF001 - one room
@@ -228,11 +226,17 @@ class Watch:
         """Go on with a new detector from the rings; what was told is not told again."""
         kind = ("watch", type(error).__qualname__)
         self._callbacks.say(kind, "stalls cannot be detected for now; further %s are not logged", type(error).__name__)
+        self._told_before = set(self._open)
         if self._detector is not None:
             self._since_ns = max(self._since_ns, self._detector.final_until_ns)
         self._detector = None
         self._retry_at_s = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, RETRY_S[1])
+
+
+def _key(stall: Stall) -> tuple[Any, ...]:
+    """Who it is from open to closed: tracepoints and counters are told apart, and so is what is harmless."""
+    return stall.start_ns, stall.harmless, "trace" in stall.evidence
 
 
 def _watch(ref: weakref.ref[Watch], wake: Any) -> None:

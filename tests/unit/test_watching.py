@@ -110,6 +110,14 @@ class TestStream:
         stream._end()
         assert len(list(stream)) == 2
 
+    def test_what_was_told_as_open_is_told_as_closed(self, stream):
+        both = [stall(MS, "open"), stall(MS)]
+        stream._begin(both[:1])
+        stream._put(both[1])
+        stream._put(stall(MS))
+        stream._end()
+        assert list(stream) == both, "although it was over before it was asked for"
+
 
 class TestAsync:
     def test_several_tasks_get_all(self):
@@ -294,7 +302,8 @@ class FakeDetector:
 
     made: list[FakeDetector]
 
-    def __init__(self, source) -> None:
+    def __init__(self, source, *, evidence) -> None:
+        assert evidence == "auto"
         self.source = source
         self.news: list = []
         self.rest: list = []
@@ -311,7 +320,7 @@ class FakeDetector:
 
     def finish(self):
         self.finished = True
-        return self.rest
+        return self.advance() + self.rest
 
 
 @pytest.fixture
