@@ -106,7 +106,7 @@ class Counted:
             parts.append(trace.wchan)
             trace.wchan = Moments.none()
         if trace is not None:
-            trace.forget(self._done_ns)
+            trace.forget(self._done_ns if self._psi and not self._over else now_ns)
         first = int(self._hits.since_ns.min()) if len(self._hits) else NONE
         until = min(self._until(now_ns), first)
         return Moments.joined(parts), until

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Ints: TypeAlias = npt.NDArray[np.int64]
     Bools: TypeAlias = npt.NDArray[np.bool_]
 
-CHUNK: Final = 1 << 20
-"""Rows at a time: 8 MiB a column."""
+CHUNK: Final = 1 << 19
+"""Rows at a time: 4 MiB a column."""
 TAKEOVER: Final = 1
 TRACE_LOST: Final = 6
 
@@ -56,7 +56,7 @@ class Detection:
         self._usage = Cursor(source.usage, ("t_ns", "usage_bytes", *HITS), live=self._live, since=since)
         self._events = Cursor(source.events, ("t_ns", "since_ns", "kind", "value"), live=self._live)
         self._finder = HitFinder()
-        looking = Looking(source)
+        self._looking = looking = Looking(source)
         self._trace: Traced | None = Traced(source, self._flaws, policy, live=self._live, since_ns=since_ns)
         if not self._trace.works or evidence not in ("auto", "trace"):
             self._trace = None
@@ -134,6 +134,7 @@ class Detection:
             self._keep(moments)
             self._tracks[1].add(moments, moments.end_ns)
             out += self._tracks[1].advance(until_ns, final=final)
+        self._looking.forget()
         return out
 
     @property

@@ -50,6 +50,11 @@ class Looking:
         """When in (since, until] hits of ancestors' limits were seen, and how many."""
         return self._limits.above(since_ns, until_ns)
 
+    def forget(self) -> None:
+        """What was looked at in a recording need not stay in memory."""
+        for channel in (self._usage, self._stat, self._node):
+            channel.forget(channel.head)
+
     def at(self, times: Ints, *, after: bool) -> Facts:
         """The last row before each time, or the first after it. All of `NAMES`, shape of `times`."""
         facts = _find(self._usage, times, USAGE, after=after)
@@ -85,43 +90,58 @@ class _Levels:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._head = -1
-        self._t = self._above = self._above_sum = self._falls = np.empty(0, np.int64)
-        self._own_t = self._own = self._t
+        nothing = np.empty(0, np.int64)
+        self._own = _Steps(nothing, nothing)
+        self._above = _Steps(nothing, nothing)
+        self._falls = _Steps(nothing, nothing)
+        self._hit = nothing
 
     def at(self, times: Ints) -> Facts:
         """The own limit then, hits of ancestors so far, and how often a limit has been lowered so far."""
         self._refresh()
-        own = np.searchsorted(self._own_t, times, side="right") - 1
-        any_ = np.searchsorted(self._t, times, side="right")
-        limit = np.append(self._own, NONE)[own] if self._own.size else np.full(times.size, NONE)
-        unknown = np.full(times.size, NONE)
-        return {
-            "limit_bytes": np.where(own >= 0, limit, NONE),
-            "above": np.append(0, self._above_sum)[any_] if self._t.size else unknown,
-            "falls": np.append(0, self._falls)[any_] if self._t.size else unknown,
-        }
+        return {"limit_bytes": self._own.at(times), "above": self._above.at(times), "falls": self._falls.at(times)}
 
     def above(self, since_ns: int, until_ns: int) -> tuple[Ints, Ints]:
         self._refresh()
-        which = (self._t > since_ns) & (self._t <= until_ns) & (self._above > 0)
-        return self._t[which], self._above[which]
+        times = self._above.times
+        which = slice(*np.searchsorted(times, [since_ns, until_ns], side="right").tolist())
+        return times[which], self._hit[which]
 
     def _refresh(self) -> None:
-        if self._channel.head == self._head:
+        """A row counts only where it says something new: with the hits of a busy level come thousands that do not."""
+        channel = self._channel
+        if channel.head == self._head:
             return
-        rows, self._head, _ = self._channel.read()
+        self._head = channel.head
+        rows = channel.window()
         if len(rows) == 0:
             return
         level, t = rows["level"], np.maximum.accumulate(rows["t_ns"])
-        hits = _change(level, rows["hits"])
-        self._t, self._above = t, np.where(level > 0, np.maximum(hits, 0), 0)
-        self._above_sum = np.cumsum(self._above)
+        above = np.where(level > 0, np.maximum(_change(level, rows["hits"]), 0), 0)
         fell = _change(level, rows["limit_bytes"], no_limit=True) < 0
         if "high_bytes" in rows:
             fell |= _change(level, rows["high_bytes"], no_limit=True) < 0
-        self._falls = np.cumsum(fell, dtype=np.int64)
         own = level == 0
-        self._own_t, self._own = t[own], rows["limit_bytes"][own]
+        self._own = _Steps(t[own], rows["limit_bytes"][own])
+        self._above, self._falls = _Steps(t, np.cumsum(above)), _Steps(t, np.cumsum(fell, dtype=np.int64))
+        self._hit = np.diff(self._above.values, prepend=0)
+        channel.forget(channel.head)
+
+
+class _Steps:
+    """A value that changes now and then."""
+
+    def __init__(self, times: Ints, values: Ints) -> None:
+        new = np.ones(values.size, bool)
+        new[1:] = values[1:] != values[:-1]
+        self.times = times[new]
+        self.values = values[new]
+
+    def at(self, times: Ints) -> Ints:
+        """The value at these times; before the first, that one. NONE = there is none."""
+        if self.times.size == 0:
+            return np.full(times.size, NONE)
+        return self.values[np.maximum(np.searchsorted(self.times, times, side="right") - 1, 0)]
 
 
 def _change(level: Ints, values: Ints, *, no_limit: bool = False) -> Ints:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     Tids: TypeAlias = list[tuple[int, ...]]
 
 _NAMED: Final = ((TRACE, "trace"), (PSI, "psi"), (WCHAN, "wchan"), (COUNTERS, "counters"))
+_TOLD: Final = (
+    *("start_ns", "end_ns", "stall", "lo", "hi", "longest_ns", "known", "cpu_wait_ns", "cpu_wait_unknown", "evidence", "hits"),
+    *("count", "hits_of", "pages", "pages_known", "open_ended", "usage_bytes", "limit_bytes", "anon", "file"),
+)
 _OPEN_ENDED: Final = "it was going on when sampling ended"
 
 
@@ -41,6 +46,8 @@ class Flaws:
 
     def of(self, start_ns: int, end_ns: int) -> str | None:
         """What was missing meanwhile."""
+        if not self._spans:
+            return None
         found = dict.fromkeys(why for since, until, why in self._spans if since <= end_ns and start_ns <= until)
         return "; ".join(found) or None
 
@@ -90,32 +97,36 @@ class Teller:
         causes = _causes.by_kind(_kinds(groups), rises) if self._traced else _causes.by_rises(rises, residual)
         hits = _causes.hits_of(causes, rises)
         figures = _traced(groups) if self._traced else _counted(groups)
-        columns = {name: values.tolist() for name, values in (groups | figures).items()}
-        facts = {name: before[name].tolist() for name in ("usage_bytes", "limit_bytes", "anon", "file")}
-        for i, cause in enumerate(causes):
-            if cause == _causes.OUTSIDE or (cause == "ancestor" and columns["hi"][i] == 0):
+        columns = [(groups | figures | before | {"hits_of": hits})[name].tolist() for name in _TOLD]
+        for cause, named, row in zip(causes, tids, zip(*columns, strict=True), strict=True):
+            start, end, stall, lo, hi, longest, known, wait, no_wait, bits, hit, count, hits_of, pages, paged, ended, *rest = (
+                row
+            )
+            if cause == _causes.OUTSIDE or (cause == "ancestor" and hi == 0):
                 continue
-            row = {name: values[i] for name, values in columns.items()}
-            open_ended = row["open_ended"] > 0
-            flaw = self._flaws.of(row["start_ns"], row["end_ns"])
+            usage, limit, anon, file = map(_known, row[16:])
+            flaw = self._flaws.of(start, end)
             yield Stall(
-                start_ns=row["start_ns"],
-                end_ns=None if open_ended else row["end_ns"],
-                stall_ns=_known(row["stall"]),
-                stall_lo_ns=_known(row["lo"]),
-                stall_hi_ns=None if open_ended else _known(row["hi"]),
-                longest_ns=row["longest_ns"] if row["known"] else None,
-                cpu_wait_ns=row["cpu_wait_ns"] if row["known"] and not row["cpu_wait_unknown"] else None,
+                start_ns=start,
+                end_ns=None if ended else end,
+                stall_ns=_known(stall),
+                stall_lo_ns=_known(lo),
+                stall_hi_ns=None if ended else _known(hi),
+                longest_ns=longest if known else None,
+                cpu_wait_ns=wait if known and not no_wait else None,
                 cause=cause,
                 harmless=harmless,
-                evidence=_evidence(row["evidence"], row["hits"]),
-                tids=tids[i],
-                intervals=row["count"] if row["known"] else None,
-                limit_hits=_known(int(hits[i])),
-                reclaimed_pages=row["pages"] if row["pages_known"] else None,
-                **{name: _known(values[i]) for name, values in facts.items()},
+                evidence=_evidence(bits, hit > 0),
+                tids=named,
+                intervals=count if known else None,
+                limit_hits=_known(hits_of),
+                reclaimed_pages=pages if paged else None,
+                usage_bytes=usage,
+                limit_bytes=limit,
+                anon=anon,
+                file=file,
                 state=state,
-                incomplete="; ".join(filter(None, (_OPEN_ENDED if open_ended else None, flaw))) or None,
+                incomplete="; ".join(filter(None, (_OPEN_ENDED, flaw))) if ended else flaw,
             )
 
 
@@ -141,7 +152,8 @@ def _counted(groups: Rows) -> Rows:
     return {name: np.where(none, NONE, np.minimum(groups[column], groups["wall_ns"])) for name, column in names}
 
 
-def _evidence(bits: int, hits: int) -> tuple[str, ...]:
-    if bits & 1 << PSI and hits:
+@cache
+def _evidence(bits: int, hit: bool) -> tuple[str, ...]:
+    if bits & 1 << PSI and hit:
         bits |= 1 << COUNTERS
     return tuple(name for code, name in _NAMED if bits & 1 << code)

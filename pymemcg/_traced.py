@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Ints: TypeAlias = npt.NDArray[np.int64]
     Bools: TypeAlias = npt.NDArray[np.bool_]
 
-CHUNK: Final = 1 << 18
+CHUNK: Final = 1 << 16
 COLUMNS: Final = ("start_ns", "end_ns", "pid", "tid", "kind", "reclaimed_pages", "cpu_wait_ns")
 
 
@@ -52,7 +52,7 @@ class Traced:
         self._least_after = [] if live else _suffix_least(channel, since)
         self._chunks = 0
         self._uncovered: list[tuple[int, int]] = []
-        self._union = np.empty((0, 2), np.int64)
+        self._union_start = self._union_end = np.empty(0, np.int64)
 
     def ready(self) -> int:
         """Up to when every interval that began has its row, of those that can be read by now; ask before reading them."""
@@ -123,31 +123,37 @@ class Traced:
         return moments
 
     def _cover(self, moments: Moments) -> None:
+        """Join intervals with those known before. Both are in order, and the new ones begin near the end of the others."""
         known = moments.take((moments.end_ns != NONE) & (moments.evidence != WCHAN))
-        both = np.concatenate([self._union, np.stack([known.start_ns, known.end_ns], axis=1)])
-        both = both[np.argsort(both[:, 0], kind="stable")]
-        if both.shape[0]:
-            latest = _intervals.running_end(both[:, 1], _intervals.LONG_AGO)
-            first = np.flatnonzero(both[:, 0] > latest[:-1])
-            self._union = np.stack([both[first, 0], np.append(latest[first[1:]], latest[-1])], axis=1)
+        if len(known) == 0:
+            return
+        keep = int(np.searchsorted(self._union_end, known.start_ns[0]))
+        start = np.concatenate([self._union_start[keep:], known.start_ns])
+        order = np.argsort(start, kind="stable")
+        start, end = start[order], np.concatenate([self._union_end[keep:], known.end_ns])[order]
+        latest = _intervals.running_end(end, _intervals.LONG_AGO)
+        first = np.flatnonzero(start > latest[:-1])
+        self._union_start = np.concatenate([self._union_start[:keep], start[first]])
+        self._union_end = np.concatenate([self._union_end[:keep], latest[first[1:]], latest[-1:]])
 
     def explained_ns(self, since: Ints, until: Ints) -> Ints:
         """Wall time in which somebody was held in each window, by tracepoints."""
-        length = np.append(0, np.cumsum(self._union[:, 1] - self._union[:, 0]))
+        if self._union_start.size == 0:
+            return np.zeros(since.size, np.int64)
+        length = np.append(0, np.cumsum(self._union_end - self._union_start))
 
         def up_to(times: Ints) -> Ints:
-            at = np.searchsorted(self._union[:, 0], times, side="right")
-            if not self._union.shape[0]:
-                return np.zeros(times.size, np.int64)
-            last = self._union[np.maximum(at - 1, 0)]
-            inside = np.where(at > 0, np.minimum(times, last[:, 1]) - last[:, 0], 0)
-            return np.asarray(length[np.maximum(at - 1, 0)] + inside, np.int64)
+            at = np.searchsorted(self._union_start, times, side="right")
+            last = np.maximum(at - 1, 0)
+            inside = np.minimum(times, self._union_end[last]) - self._union_start[last]
+            return np.asarray(length[last] + np.where(at > 0, inside, 0), np.int64)
 
         return up_to(until) - up_to(since)
 
     def forget(self, before_ns: int) -> None:
-        """Nobody will ask for what was before."""
-        self._union = self._union[self._union[:, 1] >= before_ns]
+        """Nobody will ask what explains the time before."""
+        keep = int(np.searchsorted(self._union_end, before_ns))
+        self._union_start, self._union_end = self._union_start[keep:], self._union_end[keep:]
 
 
 def _ended(moments: Moments, last_ns: int) -> tuple[Moments, Ints]:
