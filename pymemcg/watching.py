@@ -29,12 +29,12 @@ LIVELY_NS = 2_000_000_000
 SETTLING_NS = 250_000_000
 """After anything has changed the detector is asked at every glance for so long: an episode closes 5 ms after its last moment,
 and nothing that a glance sees changes then."""
-PENDING_NS = 1_000_000_000
-"""Afterwards so often, while something is open or waits for evidence: for PSI that can be many seconds."""
+PENDING_NS, PENDING_FOR_NS = 1_000_000_000, 10_000_000_000
+"""Afterwards so often, and for so long, while something is open or waits for evidence: a glance sees when PSI is read."""
 RESTING_NS = 5_000_000_000
 """And else so often, lest the rings outrun its cursors; more often where they are short."""
 COST_FACTOR = 50
-"""The detector rests this many times as long as it took: it may use 1/50 of a core, whatever happens."""
+"""The detector rests this many times as long as it took, up to PENDING_NS: it may use 1/50 of a core, whatever happens."""
 PATIENCE_S = 2.0
 """How long stop() waits for a callback that is running."""
 RETRY_S = (1.0, 60.0)
@@ -168,8 +168,7 @@ class Watch:
         if last or self.over:
             self.abandon()
             return None
-        lively = self._open or time.monotonic_ns() - self._changed_ns < LIVELY_NS
-        return LOOK_S if lively else IDLE_LOOK_S
+        return LOOK_S if time.monotonic_ns() - self._changed_ns < LIVELY_NS else IDLE_LOOK_S
 
     def _is_gone(self) -> bool:
         """Whether what is sampled has vanished, and the last rows have come."""
@@ -191,16 +190,18 @@ class Watch:
         if now - self._changed_ns < SETTLING_NS:
             return self._rest_ns
         pending = self._open or self._detector is None or self._detector.final_until_ns < self._changed_ns
-        return max(self._rest_ns, min(PENDING_NS, self._resting_ns) if pending else self._resting_ns)
+        soon = pending and now - self._changed_ns < PENDING_FOR_NS
+        return max(self._rest_ns, min(PENDING_NS, self._resting_ns) if soon else self._resting_ns)
 
     def _ask(self, *, last: bool) -> None:
-        began = time.thread_time_ns()
         if self._detector is None:
             from pymemcg.stalls import Detector
 
             self._detector = Detector(self._source, evidence=self._source.asked)
+        began = time.thread_time_ns()
         stalls = self._detector.finish() if last else self._detector.advance()
-        self._asked_ns, self._rest_ns = time.monotonic_ns(), COST_FACTOR * (time.thread_time_ns() - began)
+        self._asked_ns = time.monotonic_ns()
+        self._rest_ns = min(COST_FACTOR * (time.thread_time_ns() - began), PENDING_NS)
         self._retry_s = RETRY_S[0]
         for stall in stalls:
             self._tell(stall)
