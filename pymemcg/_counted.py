@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg import _psi
 from pymemcg._ffi import NONE
 from pymemcg._moments import COUNTERS, Moments
 from pymemcg._reading import Cursor, Hits, Pressure, PressureFinder
-
-try:
-    from pymemcg import _psi
-except ImportError:
-    _psi = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -62,7 +58,7 @@ class Counted:
         self._live = live
         self._wchan = wchan
         self._channel = source.pressure
-        self._psi = psi and bool(source.pressure.names) and _psi is not None
+        self._psi = psi and bool(source.pressure.names)
         self.cursor = Cursor(source.pressure, COLUMNS, live=live, since=since)
         info = _info(source)
         self._cpus = int(info.get("cpus") or os.cpu_count() or 1)
@@ -147,7 +143,8 @@ class Counted:
         own = np.append(self._old.t_ns[self._old.own > 0], self._hits.t_ns[self._hits.own > 0])
         alone = np.searchsorted(own, t, side="right") == np.searchsorted(own, since, side="right")
         nothing = np.zeros(t.size, np.int64)
-        above = Hits(since, t, nothing, nothing, hits, np.full(t.size, NONE)).take(alone)
+        unknown = np.full(t.size, NONE)
+        above = Hits(since, t, nothing, nothing, hits, unknown, unknown).take(alone)
         self._hits = Hits.joined([self._hits, above])
 
     def _estimate(self, windows: Pressure, trace: Traced | None) -> list[Moments]:
@@ -214,7 +211,11 @@ def _window_of(times: Ints, windows: Pressure) -> Ints:
 
 def _ticks(hits: Hits) -> _psi.Ticks:
     return _psi.Ticks(
-        t_ns=hits.t_ns, since_ns=hits.since_ns, hits=hits.own + hits.high + hits.above, usage_bytes=hits.usage_bytes
+        t_ns=hits.t_ns,
+        since_ns=hits.since_ns,
+        hits=hits.own + hits.high + hits.above,
+        usage_bytes=hits.usage_bytes,
+        before_bytes=hits.before_bytes,
     )
 
 
@@ -226,7 +227,7 @@ def _psi_windows(windows: Pressure) -> _psi.Windows:
         some_us=windows.some_us,
         full_us=windows.full_us,
         cpu_us=windows.cpu_us,
-        cpu_wait_us=None if wait.size and bool((wait == NONE).all()) else wait,
+        cpu_wait_us=None if bool((wait == NONE).all()) else np.where(wait == NONE, 0, wait),
     )
 
 

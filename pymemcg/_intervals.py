@@ -143,7 +143,7 @@ def _clipped(start: Ints, end: Ints, held: Ints, new: Bools) -> tuple[Ints, Ints
     begin = start.copy()
     begin[1:] = np.where(new[1:], start[1:], np.maximum(start[1:], end[:-1]))
     left = (end - begin) / np.maximum(end - start, 1)
-    return begin, np.where(begin > start, np.floor(left * held).astype(np.int64), held)
+    return begin, np.where(begin > start, np.rint(left * held).astype(np.int64), held)
 
 
 def _near(start: Ints, end: Ints, harmed: Bools, join_ns: int) -> Bools:
@@ -178,7 +178,7 @@ def _windows(gap: Ints, length: Ints, held: Ints, policy: Policy) -> tuple[Ints,
         """What was held until then."""
         i = np.maximum(np.searchsorted(first, at, side="right") - 1, 0)
         share = np.clip(at - first[i], 0, length[i]) / np.maximum(length[i], 1)
-        whole: Ints = before[i] + np.where(at >= last[i], held[i], np.floor(share * held[i]).astype(np.int64))
+        whole: Ints = before[i] + np.where(at >= last[i], held[i], np.rint(share * held[i]).astype(np.int64))
         return whole
 
     begun = until(first + policy.window_ns) - before

@@ -71,7 +71,8 @@ class Cursor:
 class Hits:
     """Ticks in which a counter of hits rose: arrays of shape (n,), int64. `since_ns` is the tick before.
 
-    `own` are hits at the group's own limits, `high` those of memory.high, `above` those of an ancestor's limit.
+    `own` are hits at the group's own limits, `high` those of memory.high, `above` those of an ancestor's limit;
+    usage is that at `t_ns` and at `since_ns`.
     """
 
     since_ns: Ints
@@ -80,11 +81,12 @@ class Hits:
     high: Ints
     above: Ints
     usage_bytes: Ints
+    before_bytes: Ints
 
     @classmethod
     def none(cls) -> Hits:
         """No hits."""
-        return cls(*(np.empty(0, np.int64) for _ in range(6)))
+        return cls(*(np.empty(0, np.int64) for _ in cls.__slots__))
 
     @classmethod
     def joined(cls, parts: list[Hits]) -> Hits:
@@ -126,6 +128,8 @@ class HitFinder:
         if times.size == 0:
             return Hits.none()
         names = [name for name in HITS if name in rows]
+        usage = rows.get("usage_bytes", np.full(times.size, NONE))
+        usage_before = self._last.get("usage_bytes", NONE)
         changed = np.zeros(times.size, bool)
         for name in names:
             changed[1:] |= rows[name][1:] != rows[name][:-1]
@@ -135,11 +139,11 @@ class HitFinder:
         since = np.where(at > 0, times[at - 1], self.last_ns)
         first = self.last_ns == 0
         self.last_ns = int(times[-1])
-        self._last = {name: int(rows[name][-1]) for name in names}
+        self._last = {name: int(rows[name][-1]) for name in names} | {"usage_bytes": int(usage[-1])}
         nothing = np.zeros(at.size, np.int64)
-        usage = rows["usage_bytes"][at] if "usage_bytes" in rows else np.full(at.size, NONE)
+        usages = usage[at], np.where(at > 0, usage[at - 1], usage_before)
         own = sum((rises[name] for name in OWN_HITS if name in rises), nothing)
-        hits = Hits(since, times[at], own, rises.get("high_hits", nothing), nothing, usage)
+        hits = Hits(since, times[at], own, rises.get("high_hits", nothing), nothing, *usages)
         hit = (hits.own > 0) | (hits.high > 0)
         if first:  # what was hit before the first row, nobody knows when
             hit[0] = False
@@ -213,6 +217,7 @@ class PressureFinder:
         since, t = rows["since_ns"][1:], rows["t_ns"]
         good = (since < t[1:]) & (since == t[:-1]) & (t[1:] < NONE)
         deltas = {name: self._delta(rows.get(name), t.size - 1) for name in ("some_us", "full_us", "cpu_us", "cpu_wait_us")}
+        good &= ("cpu_us" not in rows) | (deltas["cpu_us"] != NONE)
         good &= (deltas["some_us"] != NONE) & (deltas["some_us"] <= (t[1:] - t[:-1]) // 900 + 1000)  # more cannot be
         return Pressure(since, t[1:], *deltas.values()).take(good)
 

@@ -99,9 +99,7 @@ class Teller:
         figures = _traced(groups) if self._traced else _counted(groups)
         columns = [(groups | figures | before | {"hits_of": hits})[name].tolist() for name in _TOLD]
         for cause, named, row in zip(causes, tids, zip(*columns, strict=True), strict=True):
-            start, end, stall, lo, hi, longest, known, wait, no_wait, bits, hit, count, hits_of, pages, paged, ended, *rest = (
-                row
-            )
+            start, end, stall, lo, hi, longest, known, wait, no_wait, bits, hit, count, hits_of, pages, paged, ended = row[:16]
             if cause == _causes.OUTSIDE or (cause == "ancestor" and hi == 0):
                 continue
             usage, limit, anon, file = map(_known, row[16:])
