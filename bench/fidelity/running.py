@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.fidelity import truth
+from bench.fidelity.truth import Episode
 from bench.fidelity.workloads import FAR_BYTES, PROCESS_BYTES, Workload
 from pymemcg.bench.loads import MIB, make_file
 from pymemcg.bench.worker import Worker
@@ -71,7 +72,7 @@ class Run:
     stats: dict[str, Any]
     evidence: dict[str, str | None]
 
-    def episodes(self) -> list[truth.Episode]:
+    def episodes(self) -> list[Episode]:
         """The stalls that there truly were."""
         moments = truth.of_intervals(self.truth) + truth.held(self.touches, self.truth.waits)
         return truth.episodes(moments)
@@ -133,6 +134,9 @@ def _groups(workload: Workload, environment: Environment, stack: ExitStack) -> t
     outer = stack.enter_context(ChildGroup("truth", limit_bytes=limit_bytes if workload.above else None))
     group = outer.child("load", limit_bytes=FAR_BYTES if workload.above else limit_bytes)
     beside = outer.child("beside", limit_bytes=workload.beside.limit_bytes + PROCESS_BYTES) if workload.beside else None
+    if not workload.swap:
+        v1 = f"{group.directory}/memory.swappiness"
+        _write(v1 if os.path.exists(v1) else f"{group.directory}/memory.swap.max", "0")
     return group, beside
 
 
@@ -185,7 +189,7 @@ def _begin(workload: Workload, workers: list[Worker], begin_ns: int, end_ns: int
             begin_ns=begin_ns,
             end_ns=end_ns,
             turns=turns,
-            log=workload.truth == "touches",
+            long_ns=workload.touch_ns,
             spinners=workload.spinners,
             wander=workload.wander,
             cpu=number * workload.threads,

@@ -238,4 +238,4 @@ def most_within(spans: Sequence[Span], window_ns: int) -> int:
     times, base = corners.ravel() - corners[0, 0], covered.astype(float)
     begun = np.interp(times + window_ns, times, base) - base
     ended = base - np.interp(times - window_ns, times, base)
-    return round(max(begun.max(), ended.max()))
+    return round(max(float(begun.max()), float(ended.max())))

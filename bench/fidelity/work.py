@@ -21,9 +21,8 @@ from pymemcg.bench.loads import CHUNK_BYTES, anon_toucher, cache_toucher
 from pymemcg.sampler import Sampler
 
 PAGE_BYTES = mmap.PAGESIZE
-_SPIN_BYTES = 256 << 10
-_LONG_TOUCH_NS = 3_000
-"""A touch that took longer was a fault that had to wait for something; a bare one takes 0.1 µs, with a fresh page under 2."""
+_SPIN_BYTES = 2 << 20
+"""Some tenth of a millisecond at a time: threads that pass the GIL on more often fill the trace with their switches."""
 _CHILD_BYTES = 2 << 20
 _MCL_CURRENT = 1
 
@@ -67,7 +66,14 @@ def prepare(*, kind: str, size: int, threads: int = 1, path: str | None = None, 
 
 
 def run(
-    *, begin_ns: int, end_ns: int, turns: list[Turns], log: bool = False, spinners: int = 0, wander: bool = False, cpu: int = 0
+    *,
+    begin_ns: int,
+    end_ns: int,
+    turns: list[Turns],
+    long_ns: int | None = None,
+    spinners: int = 0,
+    wander: bool = False,
+    cpu: int = 0,
 ) -> dict[str, list[list[int]]]:
     """Let each toucher take its turns.
 
@@ -75,13 +81,13 @@ def run(
         begin_ns: When, CLOCK_MONOTONIC.
         end_ns: Until when.
         turns: Of each toucher.
-        log: Whether to note each touch, which then should be one of a page.
+        long_ns: Note each touch that takes longer, which then should be one of a page; None = none.
         spinners: Threads beside them that compute without a pause and never reclaim.
         wander: Whether threads run on any CPU, not each on its own.
         cpu: Which the first one has.
 
     Returns:
-        By thread, [begin, end] of each touch that took long.
+        By thread, [begin, end] of each touch that took so long.
     """
     touches: dict[str, list[list[int]]] = {}
     cpus = sorted(os.sched_getaffinity(0))
@@ -89,7 +95,7 @@ def run(
     def work(number: int) -> None:
         if not wander:
             os.sched_setaffinity(0, {cpus[(cpu + number) % len(cpus)]})
-        touched = take_turns(_ready["touchers"][number], turns[number % len(turns)], begin_ns, end_ns, log=log)
+        touched = take_turns(_ready["touchers"][number], turns[number % len(turns)], begin_ns, end_ns, long_ns=long_ns)
         touches[str(threading.get_native_id())] = touched
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(_ready["touchers"]))]
@@ -101,7 +107,7 @@ def run(
     return touches
 
 
-def take_turns(touch: Touch, turns: Turns, begin_ns: int, end_ns: int, *, log: bool) -> list[list[int]]:
+def take_turns(touch: Touch, turns: Turns, begin_ns: int, end_ns: int, *, long_ns: int | None) -> list[list[int]]:
     """Touch during each turn, and note touches that took long."""
     starts, ends = array.array("q"), array.array("q")
     for begin_ms, length_ms in turns:
@@ -112,7 +118,7 @@ def take_turns(touch: Touch, turns: Turns, begin_ns: int, end_ns: int, *, log: b
         until = min(time.monotonic_ns() + round(length_ms * 1e6), end_ns)
         while (now := time.monotonic_ns()) < until:
             touch()
-            if log and (done := time.monotonic_ns()) - now >= _LONG_TOUCH_NS:
+            if long_ns is not None and (done := time.monotonic_ns()) - now >= long_ns:
                 starts.append(now)
                 ends.append(done)
     _sleep_until(end_ns)
@@ -121,7 +127,7 @@ def take_turns(touch: Touch, turns: Turns, begin_ns: int, end_ns: int, *, log: b
 
 def spin(*, begin_ns: int, end_ns: int) -> None:
     """Compute without a pause and without touching fresh memory."""
-    buffer = ctypes.create_string_buffer(_SPIN_BYTES)  # stays in a cache
+    buffer = ctypes.create_string_buffer(_SPIN_BYTES)
     _sleep_until(begin_ns)
     while time.monotonic_ns() < end_ns:
         ctypes.memset(buffer, 1, len(buffer))  # releases the GIL
@@ -138,7 +144,7 @@ def hold(*, size: int) -> None:
 
 
 def fork_storm(*, begin_ns: int, end_ns: int, pause_ms: float) -> int:
-    """Start children, one after the other, each of which touches some memory and ends.
+    """Start children, one after the other, each of which touches some memory and ends; and touch as much between them.
 
     Returns:
         How many.
@@ -155,6 +161,8 @@ def fork_storm(*, begin_ns: int, end_ns: int, pause_ms: float) -> int:
             os._exit(0)
         os.waitpid(child, 0)
         children += 1
+        for _ in range(_CHILD_BYTES // CHUNK_BYTES):  # or children would only ever take what those before them left
+            _ready["touchers"][0]()
         time.sleep(pause_ms / 1000)
     return children
 
@@ -170,9 +178,39 @@ def stats() -> dict[str, Any]:
     return sampler.stats() | {"absent": sampler.absent}
 
 
-def cpu_ns() -> int:
-    """CPU time that this process has used."""
-    return time.process_time_ns()
+def touch(*, touches: int, pause_s: float = 0.0) -> int:
+    """So many touches of the first toucher, after a pause.
+
+    Returns:
+        CPU time of this thread, in ns.
+    """
+    time.sleep(pause_s)
+    toucher, before = _ready["touchers"][0], time.thread_time_ns()
+    for _ in range(touches):
+        toucher()
+    return time.thread_time_ns() - before
+
+
+def ping_pong(*, paths: list[str], first: bool, turns: int) -> int:
+    """Hand a byte to another process through one pipe and wait for it in the other, both processes on one CPU.
+
+    Returns:
+        CPU time of this process for all turns, in ns: others who want this CPU too do not count.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    there, back = (os.open(path, os.O_RDWR) for path in paths)
+    read, write = (back, there) if first else (there, back)
+    if first:
+        os.write(write, b"0")
+    before = time.thread_time_ns()
+    for turn in range(turns):
+        os.read(read, 1)
+        if not first or turn < turns - 1:
+            os.write(write, b"0")
+    took = time.thread_time_ns() - before
+    os.close(there)
+    os.close(back)
+    return took
 
 
 def _sleep_until(at_ns: int) -> None:
@@ -215,7 +253,7 @@ def _again_toucher(size: int) -> Touch:
 
 
 def _page_reader(path: str, size: int) -> Touch:
-    """Reads a page of the file, the first time round in order, then any."""
+    """Reads a page of the file twice, so that it counts as in use; the first time round in order, then any."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     buffer, pages = [bytearray(PAGE_BYTES)], size // PAGE_BYTES
@@ -225,6 +263,7 @@ def _page_reader(path: str, size: int) -> Touch:
         nonlocal at
         page = at if at < pages else dice.randrange(pages)
         at += 1
-        os.preadv(file, buffer, page * PAGE_BYTES)
+        for _ in range(2):
+            os.preadv(file, buffer, page * PAGE_BYTES)
 
     return touch

@@ -35,12 +35,13 @@ class Workload:
         spinners: Threads of a process that compute and never reclaim.
         wander: Whether threads run on any CPU.
         file: What kind of file the load needs: "holes" costs no disk, "data" does.
-        storm: Pause of `work.fork_storm` in ms; it takes the place of `work.run`, and `over` is what the process holds.
+        storm: Pause of `work.fork_storm` in ms, which takes the place of `work.run`.
         beside: A workload for a group beside the sampled one.
         above: Whether the limit is the parent group's.
         outside: What an administrator does meanwhile.
-        truth: Whether tracepoints tell it, or the load's own log of touches.
-        swap: Whether there is swap.
+        touch_ns: Where no tracepoint tells: a touch of a page that takes longer had to wait, by the load's own log. Where all
+            is there, a page of memory takes 1 µs and a page of a file, read twice, 3 to 5.
+        swap: Whether the group may swap.
         processes: How many processes there may be; more than one only where that asks something new.
         true_stalls: Whether there should be any stall of a millisecond; where not, any that is told of is wrong.
     """
@@ -59,7 +60,7 @@ class Workload:
     beside: Workload | None = None
     above: bool = False
     outside: Literal["lower the limit", "force_empty"] | None = None
-    truth: Literal["tracepoints", "touches"] = "tracepoints"
+    touch_ns: int | None = None
     swap: bool = True
     processes: tuple[int, ...] = (1, 3)
     true_stalls: bool = True
@@ -101,7 +102,13 @@ _FLAT_OUT = Workload("flat out", "", "anon", always)
 
 WORKLOADS = (
     Workload(
-        "cache", "page cache read at the limit, 0.5 ms of each 4 ms", "cache", steady(0.5, 4), file="holes", true_stalls=False
+        "cache",
+        "page cache read at the limit, 0.5 ms of each 4 ms",
+        "cache",
+        steady(0.5, 4),
+        file="holes",
+        swap=False,
+        true_stalls=False,
     ),
     Workload("bursts", "anonymous memory over the limit, 60 ms of each 300 ms", "anon", steady(60, 300)),
     Workload("mixed", "the same, 0.1–20 ms after pauses of 20–120 ms", "anon", mixed(0.1, 20, 70)),
@@ -111,14 +118,14 @@ WORKLOADS = (
     Workload("threads", "the same in each of four threads", "anon", mixed(0.1, 20, 200), threads=4),
     Workload("ancestor", "the same, the limit being the parent's", "anon", mixed(0.1, 20, 70), above=True),
     Workload("writeback", "a file written at the limit, 40 ms of each 200 ms", "write", steady(40, 200), file="data"),
-    Workload("fork storm", "children that touch 2 MiB each, at the limit", "none", never, over=0.9, storm=10, processes=(1,)),
+    Workload("fork storm", "children that touch 2 MiB each, at the limit", "anon", never, storm=10, processes=(1,)),
     Workload(
         "thrash",
         "1.3 limits of anonymous memory in any order, 40 ms of each 200 ms",
         "again",
         steady(40, 200),
         over=1.3,
-        truth="touches",
+        touch_ns=3_000,
     ),
     Workload(
         "refault",
@@ -127,10 +134,16 @@ WORKLOADS = (
         steady(40, 200),
         over=1.3,
         file="data",
-        truth="touches",
+        touch_ns=15_000,
     ),
     Workload(
-        "sibling", "nothing, beside a group that reclaims without a pause", "none", always, beside=_FLAT_OUT, true_stalls=False
+        "sibling",
+        "nothing, beside a group that reclaims without a pause",
+        "none",
+        always,
+        over=0.5,
+        beside=_FLAT_OUT,
+        true_stalls=False,
     ),
     Workload(
         "cpu",
@@ -148,15 +161,18 @@ WORKLOADS = (
         steady(0.5, 4),
         file="holes",
         spinners=4,
+        swap=False,
         true_stalls=False,
     ),
     Workload(
         "lowered limit",
-        "nothing, while the limit is lowered and raised",
-        "none",
-        always,
+        "page cache read below the limit, while that is lowered and raised",
+        "cache",
+        steady(5, 50),
         over=0.8,
+        file="holes",
         outside="lower the limit",
+        swap=False,
         true_stalls=False,
     ),
     Workload(
@@ -167,6 +183,7 @@ WORKLOADS = (
         over=0.5,
         file="holes",
         outside="force_empty",
+        swap=False,
         true_stalls=False,
     ),
 )

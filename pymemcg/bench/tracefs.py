@@ -86,17 +86,18 @@ class Trace:
     Args:
         seconds: For how long at most, which decides how large its buffer is.
         events: `system/event` to the fields that `records` gives of it, in the order in which its format has them.
+        name: Of the instance, beside this process's number: for more than one at a time.
 
     Raises:
         NotSupported: It cannot be made here.
     """
 
-    def __init__(self, seconds: float, events: Mapping[str, Sequence[str]] = _RECLAIM) -> None:
+    def __init__(self, seconds: float, events: Mapping[str, Sequence[str]] = _RECLAIM, name: str = "truth") -> None:
         if os.readlink("/proc/self/ns/pid") != _INITIAL_PID_NAMESPACE:
             raise NotSupported("tracefs knows threads by their numbers in the host's pid namespace, which this is not")
         self._events = events
         self._mounted = _mount()
-        self._instance = f"{TRACEFS}/instances/pymemcg-{os.getpid()}"
+        self._instance = f"{TRACEFS}/instances/pymemcg-{os.getpid()}-{name}"
         try:
             os.mkdir(self._instance)
         except OSError as error:

@@ -36,9 +36,8 @@ def _possible() -> None:
 
 
 def left_behind() -> list[str]:
-    swaps = [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:] if "zram" in line]
     instances = [str(path) for path in Path(TRACEFS, "instances").glob(f"pymemcg-{os.getpid()}*")]
-    return swaps + instances + [str(path) for path in Path(resolve().directory).glob(f"pymemcg-{os.getpid()}-*")]
+    return instances + [str(path) for path in Path(resolve().directory).glob(f"pymemcg-{os.getpid()}-*")]
 
 
 def workload(name):

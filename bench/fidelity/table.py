@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found, as Markdown. What fails stays in, and is set in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.fidelity.judging import EVIDENCE, Judged
+from bench.fidelity.scores import TICK_NS, IntervalScore, Score, near
+
+RECALL = PRECISION = 0.98
+COVERED, WIDTH = 0.95, 2.0
+ONSET_TICKS = 2.0
+FOUND, MIDDLE_NS, FAR_NS = 0.999, 500, 2000
+BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
+_NONE = "–"
+
+
+@dataclass(slots=True)
+class Report:
+    """All that was measured.
+
+    Attributes:
+        command: That remakes it.
+        about: The machine.
+        judged: Runs of workloads.
+        failed: What could not be run, and why.
+        requests: Rows of requests, as `requests.Requests.row` gives them.
+        costs: Lines about what evidence `trace` costs.
+        steal: Share of CPU time that the hypervisor took.
+        seconds: Of each run.
+    """
+
+    command: str
+    about: dict[str, Any]
+    seconds: float
+    judged: list[Judged] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[list[str]] = field(default_factory=list)
+    costs: list[list[str]] = field(default_factory=list)
+    steal: float = 0.0
+
+    def to_markdown(self) -> str:
+        """The page's part between its markers."""
+        about = self.about
+        made = (
+            f"Remade by `{self.command}` on Linux {about['kernel']}, HZ={about['hz']}, {about['cpus']} CPUs "
+            f"({about['processor']}), runs of {self.seconds:g} s; steal {self.steal:.1%}. Broken promises are **bold**."
+        )
+        parts = [
+            made,
+            "### All workloads together",
+            _table(_TOTALS, [_total(self.judged, name) for name in EVIDENCE]),
+            "### Stalls, workload by workload",
+            _table(_STALLS, [row for each in self.judged for row in _stall_rows(each)]),
+            "### Reclaim intervals with evidence `trace`",
+            _table(_INTERVALS, [_interval_row(_where(each), each.intervals) for each in self.judged if each.intervals]),
+        ]
+        if self.requests:
+            parts += ["### Requests", _table(_REQUESTS, self.requests)]
+        if self.costs:
+            parts += ["### What `trace` costs", _table(_COSTS, self.costs)]
+        if self.failed:
+            parts += ["### Not to be had here", "\n".join(f"- {name}: {why}" for name, why in self.failed)]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, path: str) -> None:
+        """Put it between the markers of a page.
+
+        Raises:
+            ValueError: It has none.
+        """
+        with open(path, encoding="utf-8") as file:
+            before, begin, rest = file.read().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise ValueError(f"{path}: no {BEGIN} … {END}")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{before}{BEGIN}\n\n{self.to_markdown()}\n{END}{after}")
+
+
+_TOTALS = (
+    "evidence", "stalls ≥ 1 ms", "recall", "of those missed, near 1 ms", "told", "precision", "of those not true, near 1 ms",
+    "onset p50 / p95, ticks", "said ÷ true time", "inside lo…hi", "hi ÷ lo",
+)  # fmt: skip
+_STALLS = (
+    "workload", "evidence", "stalls ≥ 1 ms", "recall", "told", "precision", "onset p50 / p95, ticks", "said ÷ true time",
+    "inside lo…hi", "hi ÷ lo",
+)  # fmt: skip
+_INTERVALS = ("workload", "true", "found", "invented", "begin apart p50 / p99", "end apart p50 / p99")
+_REQUESTS = (
+    "requests",
+    "evidence",
+    "requests that lost ≥ 1 ms",
+    "named",
+    "F1",
+    "time in reclaim, said ÷ true",
+    "spans within 1 %",
+)
+_COSTS = ("what", "with `trace`", "without", "difference", "95 % interval")
+
+
+def _where(each: Judged) -> str:
+    return f"{each.workload.name}: {each.workload.title} ({each.environment.title})"
+
+
+def _total(judged: Sequence[Judged], name: str) -> list[str]:
+    scores = [each.scores[name] for each in judged if name in each.scores]
+    if not scores:
+        why = next((each.unavailable[name] for each in judged if name in each.unavailable), "not measured")
+        return [f"`{name}`", why, *[_NONE] * (len(_TOTALS) - 2)]
+    whole = reduce(add, scores, Score())
+    promised = name != "counters"
+    row = [f"`{name}`", *_figures(whole, promised=promised)]
+    row.insert(3, f"{near(whole.missed_ns)} of {len(whole.missed_ns)}")
+    row.insert(6, f"{near(whole.invented_ns)} of {len(whole.invented_ns)}")
+    return row
+
+
+def _stall_rows(each: Judged) -> Iterable[list[str]]:
+    for name, score in each.scores.items():
+        yield [_where(each), f"`{name}`", *_figures(score, promised=name != "counters")]
+    for name, why in each.unavailable.items():
+        yield [_where(each), f"`{name}`", why, *[_NONE] * (len(_STALLS) - 3)]
+
+
+def _figures(score: Score, *, promised: bool) -> list[str]:
+    """From the number of true stalls to hi ÷ lo. Of counters, recall is promised, and that none is told of without a hit."""
+    onsets = np.abs(score.onset_ns) / TICK_NS
+    middle, late = np.percentile(onsets, (50, 95)) if len(onsets) else (0.0, 0.0)
+    width = median(hi / max(lo, 1) for lo, hi in zip(score.lo_ns, score.hi_ns, strict=True)) if score.lo_ns else None
+    precision = _share(score.precision, PRECISION if promised else 0)
+    if not promised and score.unhit:
+        precision += f" **({score.unhit} without a hit)**"
+    return [
+        str(score.true),
+        _share(score.recall, RECALL),
+        str(score.told),
+        precision,
+        _bold(f"{middle:.1f} / {late:.1f}", promised and late > ONSET_TICKS) if len(onsets) else _NONE,
+        f"{sum(score.said_ns) / sum(score.true_ns):.2f}" if score.true_ns else _NONE,
+        _share(score.covered, COVERED),
+        _bold(f"{width:.2f}", width > WIDTH) if width is not None else _NONE,
+    ]
+
+
+def _interval_row(where: str, found: IntervalScore) -> list[str]:
+    share = found.found / found.true if found.true else None
+    return [
+        where,
+        str(found.true),
+        _NONE if share is None else _bold(f"{share:.3%}", share < FOUND),
+        _bold(str(found.invented), found.invented > 0),
+        _apart(found.begin_ns),
+        _apart(found.end_ns),
+    ]
+
+
+def _apart(differences_ns: Sequence[int]) -> str:
+    if not differences_ns:
+        return _NONE
+    middle, far = np.percentile(np.abs(differences_ns), (50, 99))
+    return f"{_bold(f'{middle / 1000:.2f}', middle > MIDDLE_NS)} / {_bold(f'{far / 1000:.2f}', far > FAR_NS)} µs"
+
+
+def _share(value: float | None, promised: float) -> str:
+    return _NONE if value is None else _bold(f"{value:.3f}", value < promised)
+
+
+def _bold(text: str, broken: Any) -> str:
+    return f"**{text}**" if broken else text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    line: Callable[[Sequence[str]], str] = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
