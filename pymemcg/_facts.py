@@ -63,7 +63,7 @@ class Looking:
         zones = [node.pop(name) for name in self._stalls]
         node["allocstall"] = np.sum(zones, axis=0) if zones and NONE not in zones[0] else np.full(times.size, NONE)
         facts |= node
-        return facts | self._limits.at(self.rounds(times, after=after))
+        return facts | self._limits.at(times, self.rounds(times, after=after))
 
 
 def _find(channel: Channel, times: Ints, names: tuple[str, ...], *, after: bool) -> Facts:
@@ -94,18 +94,17 @@ class _Levels:
         self._own = _Steps(nothing, nothing)
         self._above = _Steps(nothing, nothing)
         self._falls = _Steps(nothing, nothing)
-        self._hit = nothing
+        self._hit_t = self._hit = nothing
 
-    def at(self, times: Ints) -> Facts:
-        """The own limit then, hits of ancestors so far, and how often a limit has been lowered so far."""
+    def at(self, times: Ints, rounds: Ints) -> Facts:
+        """The own limit then; and by the look at limits next to it, hits of ancestors and lowered limits so far."""
         self._refresh()
-        return {"limit_bytes": self._own.at(times), "above": self._above.at(times), "falls": self._falls.at(times)}
+        return {"limit_bytes": self._own.at(times), "above": self._above.at(rounds), "falls": self._falls.at(rounds)}
 
     def above(self, since_ns: int, until_ns: int) -> tuple[Ints, Ints]:
         self._refresh()
-        times = self._above.times
-        which = slice(*np.searchsorted(times, [since_ns, until_ns], side="right").tolist())
-        return times[which], self._hit[which]
+        first, end = np.searchsorted(self._hit_t, [since_ns, until_ns], side="right").tolist()
+        return self._hit_t[first:end], self._hit[first:end]
 
     def _refresh(self) -> None:
         """A row counts only where it says something new: with the hits of a busy level come thousands that do not."""
@@ -124,7 +123,7 @@ class _Levels:
         own = level == 0
         self._own = _Steps(t[own], rows["limit_bytes"][own])
         self._above, self._falls = _Steps(t, np.cumsum(above)), _Steps(t, np.cumsum(fell, dtype=np.int64))
-        self._hit = np.diff(self._above.values, prepend=0)
+        self._hit_t, self._hit = t[above > 0], above[above > 0]
         channel.forget(channel.head)
 
 
