@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from bench.fidelity import running
+from bench.fidelity import costs, requests, running
 from bench.fidelity.judging import judge
 from bench.fidelity.running import Environment
 from bench.fidelity.table import Report
@@ -21,6 +21,7 @@ from pymemcg.errors import MemcgError
 
 SECONDS, LONG_SECONDS = 9.0, 20.0
 SWAP_BYTES = 2 << 30
+PAIRS = 20
 NOT_HERE = (
     ("memory.high", "the truth would be the load's own log; needs memory on cgroup v2"),
     ("background reclaim", "kswapd works when the whole machine runs out; that is nothing to do on a machine that others use"),
@@ -42,6 +43,12 @@ def main() -> int:
         for workload in wanted:
             for environment in _environments(workload, long=args.long):
                 _one(report, workload, environment, seconds, args.keep or folder)
+        if not args.only:
+            report.requests, raw["requests"] = requests.measure(seconds, _tell)
+            try:
+                report.costs, raw["costs"] = costs.measure(PAIRS, _tell)
+            except MemcgError as error:
+                report.failed.append(("costs", str(error)))
     report.steal = steal.ratio()
     raw["runs"] = [each.describe() for each in report.judged]
     raw["failed"], raw["steal"] = report.failed, report.steal
@@ -56,7 +63,7 @@ def main() -> int:
 
 def _one(report: Report, workload: Workload, environment: Environment, seconds: float, folder: str) -> None:
     where = f"{workload.name} ({environment.title})"
-    print(f"… {where}", file=sys.stderr, flush=True)
+    _tell(where)
     name = f"{workload.name}-{environment.processes}-{'in' if environment.inside else 'out'}.memcg".replace(" ", "-")
     steal = machine.Steal()
     try:
@@ -66,6 +73,10 @@ def _one(report: Report, workload: Workload, environment: Environment, seconds: 
     except MemcgError as error:
         report.failed.append((where, str(error)))
         print(f"  failed: {error}", file=sys.stderr, flush=True)
+
+
+def _tell(text: str) -> None:
+    print(f"… {text}", file=sys.stderr, flush=True)
 
 
 def _environments(workload: Workload, *, long: bool) -> Iterator[Environment]:

@@ -172,6 +172,11 @@ def sample(**options: Any) -> None:
     _ready["sampler"] = Sampler("self", **options).start()
 
 
+def prepared(name: str) -> Any:
+    """What `prepare` ("touchers") or `sample` ("sampler") made."""
+    return _ready[name]
+
+
 def stats() -> dict[str, Any]:
     """Of the sampler that `sample` started, which goes on."""
     sampler: Sampler = _ready["sampler"]

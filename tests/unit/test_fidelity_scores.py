@@ -13,8 +13,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.fidelity import truth
+from bench.fidelity.judging import Judged
+from bench.fidelity.requests import Found, Hit, Request, score_requests
+from bench.fidelity.running import Environment
 from bench.fidelity.scores import FOREVER_NS, IntervalScore, Said, Score, score, score_intervals
+from bench.fidelity.table import BEGIN, END, Report
 from bench.fidelity.truth import Episode, Held, Interval
+from bench.fidelity.workloads import WORKLOADS
 from pymemcg.bench.tracepages import Record, parse_page, read_layout
 
 MS = 1_000_000
@@ -268,3 +273,54 @@ class TestIntervals:
     def test_kinds_are_not_mixed(self):
         found = score_intervals([interval(0, 5)], [replace(interval(0, 5), kind="direct")], 0, MS)
         assert (found.true, found.found, found.invented) == (1, 0, 1)
+
+
+class TestRequests:
+    def found(self, hits):
+        held = truth.Truth([interval(1000, 3000), interval(9000, 500), interval(20_000, 1200, tid=2)], {1: [(2 * MS, 3 * MS)]})
+        served = [Request(1, 1, 0, 10 * MS), Request(1, 2, 12 * MS, 30 * MS), Request(2, 3, 12 * MS, 30 * MS)]
+        return score_requests(served, hits, held)
+
+    def test_by_thread_and_without_waiting_for_a_cpu(self):
+        result = self.found([Hit(1, 2_500_000, 9_999_999), Hit(3, 1_195_000, None)])
+        assert (result.requests, result.true, result.named, result.right) == (3, 2, 2, 2)
+        assert (result.true_ns, result.said_ns, result.close, result.f1) == (3_700_000, 3_695_000, 2, 1)
+
+    def test_a_name_too_many_and_one_too_few(self):
+        result = self.found([Hit(1, None, 1_200_000), Hit(2, None, 5_000_000), Hit(3, None, 900_000)])
+        assert (result.true, result.named, result.right, result.f1) == (2, 2, 1, 0.5)
+
+    def test_hit_for_nobody_knows_how_long(self):
+        assert self.found([Hit(1, None, None), Hit(3, None, None)]).f1 == 1
+
+    def test_row(self):
+        row = self.found([Hit(1, 2_500_000, None), Hit(3, 1_000_000, None)]).row("x", "trace")
+        assert row == ["x", "`trace`", "2 of 3", "2", "1.000", "**0.946**", "**1 of 2**"]
+        assert Found().row("x", "psi")[4:] == ["–", "–", "–"]
+
+
+class TestReport:
+    def test_what_is_broken_is_bold_and_pages_keep_what_is_around(self, tmp_path):
+        about = {"kernel": "6.18", "hz": 250, "cpus": 2, "processor": "some"}
+        scores = {
+            "trace": score([true(0, 4), true(50, 4)], [told(0, 4)]),
+            "counters": score([true(0, 4)], [replace(told(30, 4), stall_ns=None, lo_ns=None, hi_ns=None)], [0]),
+        }
+        intervals = score_intervals([interval(0, 5)], [interval(3, 5), interval(900, 5)], 0, MS)
+        judged = Judged(WORKLOADS[0], Environment(1, inside=False), 2, 8 * MS, scores, {"psi": "none"}, intervals, {})
+        report = Report("python -m bench.fidelity", about, 9, [judged], [("memory.high", "no")])
+        page = tmp_path / "page.md"
+        page.write_text(f"# before\n\n{BEGIN}\nstale\n{END}\n\nafter\n")
+        report.write(str(page))
+        report.write(str(page))
+        text = page.read_text()
+        assert text.startswith(f"# before\n\n{BEGIN}")
+        assert text.endswith(f"{END}\n\nafter\n")
+        assert "stale" not in text
+        assert "| 2 | **0.500** | 1 | 1.000 | 0.0 / 0.0 | 1.00 | 1.000 | **4.00** |" in text
+        assert "**(1 without a hit)**" in text
+        assert "| 100.000% | **1** | **3.00** / **3.00** µs |" in text
+        assert "- memory.high: no" in text
+        page.write_text("nothing")
+        with pytest.raises(ValueError, match="fidelity: begin"):
+            report.write(str(page))
