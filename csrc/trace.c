@@ -11,6 +11,7 @@ static const uint64_t MARGIN_NS = 200000;
 static const uint64_t KNOWN_NS = 1000000000; /* a thread may be moved to another group, and its number given to another */
 /* A run_delay that was read so long before an interval tells of that interval: it is some ticks at the full rate. */
 static const uint64_t RECENT_NS = 5000000;
+static const uint64_t LITTLE = 10; /* 1/10 of an interval is as good as nothing */
 static const char *const COLUMNS[MEMCG_TRACE_COLUMNS] = {"start_ns", "end_ns",          "pid",        "tid",
                                                          "kind",     "reclaimed_pages", "cpu_wait_ns"};
 
@@ -106,6 +107,7 @@ static struct memcg_traced *meet(struct memcg_trace *trace, const struct memcg_p
         thread->member = MEMCG_MEMBER_YES;
         thread->known_ns = event->t_ns;
     } else if (thread->member >= MEMCG_MEMBER_NO && event->t_ns > thread->known_ns + KNOWN_NS) {
+        thread->before = thread->member;
         thread->member = MEMCG_MEMBER_UNKNOWN;
     }
     return thread;
@@ -136,7 +138,8 @@ static void take_answers(struct memcg_trace *trace)
         if (thread) {
             thread->asked = 0;
             if (thread->member == MEMCG_MEMBER_ASKED) {
-                thread->member = (uint8_t)letter.member;
+                bool gone = letter.member == MEMCG_MEMBER_GONE && thread->before; /* then it was most likely its old self */
+                thread->member = gone ? thread->before : (uint8_t)letter.member;
                 thread->known_ns = letter.t_ns;
             }
         }
@@ -178,9 +181,7 @@ static bool read_delay(struct memcg_trace *trace, struct memcg_traced *thread, u
     return true;
 }
 
-static const uint64_t UNKNOWN = UINT64_MAX;
-
-/* Once a drain; what it has grown by since the last time is there to be accounted for, if that was not long before `since_ns`. */
+/* Once a drain; what it has grown by since the last time (at first: since the thread began) is there to be accounted for. */
 static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t since_ns)
 {
     uint64_t delay, slices;
@@ -188,8 +189,8 @@ static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread
         return true;
     if (!read_delay(trace, thread, &delay, &slices))
         return false;
-    bool recent = thread->read_at != 0 && since_ns < thread->delay_t_ns + RECENT_NS;
-    thread->slack_ns = recent && delay >= thread->delay_ns ? delay - thread->delay_ns : UNKNOWN;
+    thread->recent = thread->read_at != 0 && since_ns < thread->delay_t_ns + RECENT_NS;
+    thread->slack_ns = delay > thread->delay_ns ? delay - thread->delay_ns : 0;
     thread->gained = slices - thread->slices;
     thread->delay_ns = delay;
     thread->slices = slices;
@@ -200,12 +201,14 @@ static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread
 
 /* What of an interval that has just ended the thread may have waited for a CPU: at most what its run_delay has grown by since about
  * the interval's beginning, and nothing where that was one wait, longer than the interval. MEMCG_NONE where nobody knows what it
- * was then. */
+ * was then, and it has grown by enough since to matter. */
 static int64_t cpu_wait(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t end_ns)
 {
-    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns) || thread->slack_ns == UNKNOWN)
+    uint64_t took = end_ns - thread->start_ns;
+    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns) ||
+        (!thread->recent && thread->slack_ns > took / LITTLE))
         return MEMCG_NONE;
-    uint64_t took = end_ns - thread->start_ns, wait = took < thread->slack_ns ? took : thread->slack_ns;
+    uint64_t wait = took < thread->slack_ns ? took : thread->slack_ns;
     if (thread->gained <= 1 && thread->slack_ns > took)
         wait = 0;
     thread->slack_ns -= wait;
@@ -274,6 +277,8 @@ void memcg_trace_event(struct memcg_trace *trace, const struct memcg_perf_event 
         trace->unattributed += end && trace->cgroup_id && event->cgroup_id == trace->cgroup_id;
         return;
     }
+    if (end && !find(trace, event->tid))
+        return; /* its begin is not known: it must not take another's place */
     struct memcg_traced *thread = meet(trace, event);
     if (event->tracepoint == MEMCG_TRACE_THROTTLED)
         throttled(trace, thread, event);
@@ -345,12 +350,12 @@ static void drain(struct memcg_trace *trace, uint64_t now_ns, uint64_t until_ns)
     trace->drains++;
     trace->now_ns = now_ns;
     take_answers(trace);
-    if (!trace->perf)
-        return;
-    memcg_perf_begin(trace->perf);
-    while (memcg_perf_next(trace->perf, until_ns, &event))
-        memcg_trace_event(trace, &event);
-    memcg_perf_end(trace->perf);
+    if (trace->perf) {
+        memcg_perf_begin(trace->perf);
+        while (memcg_perf_next(trace->perf, until_ns, &event))
+            memcg_trace_event(trace, &event);
+        memcg_perf_end(trace->perf);
+    }
     watch_open(trace);
     if (trace->pending)
         settle(trace);
@@ -366,7 +371,7 @@ void memcg_trace_drain(struct memcg_trace *trace, uint64_t now_ns, struct memcg_
 
 void memcg_trace_finish(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state)
 {
-    if (!memcg_channel_is_open(&trace->channel) || !trace->perf)
+    if (!memcg_channel_is_open(&trace->channel))
         return;
     drain(trace, now_ns, UINT64_MAX);
     for (uint32_t i = 0; i < trace->open; i++) {
@@ -377,5 +382,6 @@ void memcg_trace_finish(struct memcg_trace *trace, uint64_t now_ns, struct memcg
     }
     trace->unattributed += trace->pending;
     trace->open = trace->pending = 0;
-    tell(trace, now_ns, state);
+    if (trace->perf)
+        tell(trace, now_ns, state);
 }

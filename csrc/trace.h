@@ -78,8 +78,10 @@ struct memcg_interval {
 struct memcg_traced {
     uint32_t tid, pid;
     uint8_t member;    /* enum memcg_member */
+    uint8_t before;    /* what that was before it was asked again */
     uint8_t kind;      /* of the interval that it is in; 0 = none */
     uint8_t asked;     /* the post has a letter about it */
+    uint8_t recent;    /* its run_delay had been read shortly before */
     int32_t schedstat; /* a descriptor; 0 = not open, -1 = none to be had */
     uint32_t place;    /* in the list of those that are in an interval */
     uint64_t start_ns;
