@@ -83,11 +83,11 @@ def _run(command: Command, witness: Witness, limit_bytes: int | None) -> int:
 
 
 def _tell(lines: Iterable[str]) -> None:
-    """Print on stderr; if there is none, or nobody reads it any more, so be it."""
+    """Print on stderr; where there is none, nobody reads it any more or the disk is full, so be it."""
     if sys.stderr is None:  # print would take stdout
         return
     try:
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # or the interpreter complains when it flushes

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pymemcg run`: what it does to a command, which is nothing, and for it, as a parent, as pid 1 and in front of a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import pymemcg
+import pymemcg.once
+from pymemcg.child import PREFIX
+
+pytestmark = pytest.mark.live
+
+MIB = 1 << 20
+# Who runs the tests in a shell's background ignores SIGINT and hands that down; a person's Ctrl-C is what is meant.
+HEEDING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN = HEEDING + "from pymemcg.cli import main; sys.exit(main())"
+RUN = [sys.executable, "-c", MAIN, "run"]
+PID_1 = ["unshare", "--pid", "--fork", "--mount-proc", *RUN]
+
+# Says which signals came, how often, and ends with SIGTERM.
+LISTENER = """
+import os, signal, sys
+told = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH, signal.SIGRTMIN + 3}
+def tell(number, _frame):
+    os.write(1, b"%d\\n" % number)
+    if number == signal.SIGTERM:
+        os._exit(7)
+for number in {*told, signal.SIGTERM}:
+    signal.signal(number, tell)
+os.write(1, b"ready\\n")
+while True:
+    signal.pause()
+"""
+SIGNALS = (
+    *(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH, signal.SIGRTMIN + 3),
+    signal.SIGTERM,
+)
+
+
+def run(*words: str, program: list[str] = RUN, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program, *words], input=stdin, capture_output=True, text=True, timeout=90, check=False, env=os.environ | variables
+    )
+
+
+def shell(script: str, *options: str, program: list[str] = RUN) -> subprocess.CompletedProcess[str]:
+    return run(*options, "--", "sh", "-c", script, program=program)
+
+
+@pytest.fixture(scope="module")
+def pid_1() -> list[str]:
+    try:
+        done = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare (util-linux)")
+    if done.returncode != 0:
+        pytest.skip(f"a pid namespace may not be made here: {done.stderr.strip()}")
+    return PID_1
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            text = Path("/proc", entry, "stat").read_text() if entry.isdigit() else ""
+        except OSError:
+            continue
+        if text and int(text.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(entry))
+    return found
+
+
+# ---- The command notices nothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
+)
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["", "pid 1"])
+def test_the_exit_status_is_the_commands(script, status, as_pid_1, request):
+    done = shell(script, program=request.getfixturevalue("pid_1") if as_pid_1 else RUN)
+    assert done.returncode == status
+    assert done.stderr.startswith("pymemcg: sh ")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        ("no-such-command", 127, "command not found"),
+        ("./no/such/command", 127, "command not found"),
+        ("/etc", 126, "Permission denied"),
+        ("{folder}/plain", 126, "Permission denied"),
+        ("{folder}/orphaned", 126, "first line names is missing"),
+        ("{folder}/no-interpreter", 126, "#!/bin/sh"),
+    ],
+)
+def test_what_cannot_be_executed_has_a_shells_status(command, status, says, tmp_path):
+    for name, text, mode in (("plain", "", 0o644), ("orphaned", "#!/no/such\n", 0o755), ("no-interpreter", "exit 0\n", 0o755)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    done = run("--", command.format(folder=tmp_path))
+    assert done.returncode == status
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_command_the_usage_is_shown():
+    done = run()
+    assert done.returncode == 2
+    assert "a command is missing" in done.stderr
+
+
+def test_input_and_output_are_the_commands():
+    done = run("cat", stdin="a line\n")
+    assert (done.returncode, done.stdout) == (0, "a line\n")
+
+
+def test_the_command_has_the_signals_that_we_had():
+    command = ["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"]
+    ignoring = ["sh", "-c", 'trap "" HUP TERM USR1; exec "$@"', "sh"]
+    for before in ([], ignoring):
+        bare = subprocess.run([*before, *command], capture_output=True, text=True, check=True).stdout
+        # Python itself cannot tell how SIGPIPE and SIGXFSZ were before it ignored them; SIGINT is as the tests make it.
+        assert run("--", *command, program=[*before, *RUN]).stdout == bare
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "2> /dev/full"])
+def test_the_command_runs_whatever_is_closed(closed, tmp_path):
+    script = f'"$@" sh -c "echo it ran > {tmp_path}/ran; exit 4" {closed}'
+    done = subprocess.run(["sh", "-c", script, "sh", *RUN, "--"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 4, done.stderr
+    assert (tmp_path / "ran").exists()
+    if "2" in closed:
+        assert done.stderr == ""
+        assert done.stdout == ""
+
+
+def test_a_reader_of_the_report_that_went_away_changes_nothing():
+    with subprocess.Popen(
+        [*RUN, "--", "sh", "-c", "read line; exit 6"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        process.communicate(b"\n", timeout=60)
+    assert process.returncode == 6
+
+
+# ---- Signals -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def listening(program: list[str]) -> Iterator[subprocess.Popen[str]]:
+    command = [*program, "--", sys.executable, "-c", LISTENER]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_signals_reach_the_command_once_each():
+    with listening(RUN) as process:
+        for number in SIGNALS:
+            process.send_signal(number)
+            assert process.stdout.readline() == f"{int(number)}\n"
+        assert process.wait(30) == 7
+        assert process.stdout.read() == ""
+
+
+def test_signals_reach_the_command_through_pid_1(pid_1):
+    with listening(pid_1) as process:
+        (first,) = children_of(process.pid)
+        for number in SIGNALS:
+            os.kill(first, number)
+            assert process.stdout.readline() == f"{int(number)}\n"
+        assert process.wait(30) == 7
+        assert process.stdout.read() == ""
+
+
+def test_a_command_that_signals_its_own_group_is_not_told_of_it_twice():
+    script = (
+        "import os, signal, time; seen = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))\n"
+        "os.kill(0, signal.SIGUSR1); time.sleep(0.3); sys = __import__('sys'); sys.exit(len(seen))"
+    )
+    command = [*RUN, "--", sys.executable, "-c", script]
+    assert subprocess.run(command, start_new_session=True, capture_output=True, timeout=60, check=False).returncode == 1
+
+
+# ---- Orphans -------------------------------------------------------------------------------------------------------
+
+ORPHANS = """
+for i in 1 2 3 4 5; do (sleep 0.1 &); done
+sleep 0.5
+grep -l "^State:.Z" /proc/[0-9]*/status
+exit 9
+"""
+
+
+def test_pid_1_reaps_orphans(pid_1):
+    done = shell(ORPHANS, program=pid_1)
+    assert (done.returncode, done.stdout) == (9, "")
+
+
+def test_pid_1_says_what_the_command_was_killed_by(pid_1):
+    done = shell("kill -9 $$", program=pid_1)
+    assert "sh was killed by signal 9 (SIGKILL)" in done.stderr
+
+
+def test_whoever_is_made_a_reaper_reaps():
+    """PR_SET_CHILD_SUBREAPER outlives an exec, and so do children."""
+    become = (
+        "import ctypes, os, sys\n"
+        "assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0\n"
+        "if os.fork() == 0: os._exit(5)\n"
+        "os.execv(sys.executable, sys.argv[1:])"
+    )
+    script = "for i in 1 2 3; do (sleep 0.1 &); done; sleep 0.5; ps -o stat= --ppid $PPID | grep -c Z; exit 9"
+    done = shell(script, program=[sys.executable, "-c", become, *RUN])
+    assert (done.returncode, done.stdout) == (9, "0\n")
+
+
+# ---- A terminal ----------------------------------------------------------------------------------------------------
+
+
+ECHOING = ["sh", "-c", "echo be''gun; exec cat"]  # its command line does not show the word
+
+
+class Terminal:
+    """A program in a terminal of its own."""
+
+    def __init__(self, command: list[str]):
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            os.environ |= {"TERM": "dumb", "PS1": "$ ", "COLUMNS": "80"}
+            os.execvp(command[0], command)
+        self.seen = b""
+
+    def _read(self) -> bool:
+        """Whether there may be more."""
+        if select.select([self.file], [], [], 0.2)[0]:
+            try:
+                self.seen += os.read(self.file, 65536)
+            except OSError:  # nobody is on the other side
+                return False
+        return True
+
+    def await_text(self, text: bytes) -> None:
+        """What came until then is done with."""
+        deadline = time.monotonic() + 30
+        while text not in self.seen:
+            assert self._read(), self.seen
+            assert time.monotonic() < deadline, (text, self.seen)
+        self.seen = self.seen.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.file, text)
+
+    def end(self) -> int:
+        """Its status."""
+        deadline = time.monotonic() + 30
+        while self._read():
+            assert time.monotonic() < deadline, self.seen
+        return self.wait()
+
+    def wait(self) -> int:
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def close(self) -> None:
+        """End what did not end; what it started is told by the kernel."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        if self.file >= 0:
+            os.close(self.file)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[[list[str]], Terminal]]:
+    made: list[Terminal] = []
+
+    def make(command: list[str]) -> Terminal:
+        made.append(Terminal(command))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+BASH = ["bash", "--norc", "--noprofile", "-i"]
+
+
+def test_ctrl_c_comes_once(terminal):
+    it = terminal([*RUN, "--", sys.executable, "-c", LISTENER])
+    it.await_text(b"ready")
+    for _ in range(3):
+        it.type(b"\x03")
+        it.await_text(b"2\r\n")
+    time.sleep(0.2)  # for what comes too often
+    (child,) = children_of(it.pid)
+    os.kill(child, signal.SIGTERM)
+    assert it.end() == 7
+    assert b"2\r\n" not in it.seen.partition(b"pymemcg:")[0]
+
+
+def test_a_hangup_reaches_the_command(terminal):
+    """When a terminal goes away, the kernel tells the leader of its session alone."""
+    it = terminal([*RUN, "--", sys.executable, "-c", LISTENER.replace("signal.SIGHUP, ", "")])
+    it.await_text(b"ready")
+    (child,) = children_of(it.pid)
+    os.close(it.file)
+    it.file = -1
+    assert it.wait() == 128 + signal.SIGHUP
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_job_can_be_stopped_and_brought_back(terminal):
+    it = terminal(BASH)
+    it.await_text(b"$ ")
+    it.type(shlex.join([*RUN, "--", *ECHOING]).encode() + b"\n")
+    it.await_text(b"begun\r\n")
+    it.type(b"one\n")
+    it.await_text(b"one\r\none\r\n")
+    for word in (b"two", b"three"):
+        it.type(b"\x1a")
+        it.await_text(b"Stopped")
+        it.await_text(b"$ ")
+        it.type(b"fg\n")
+        it.await_text(b"exec cat'")
+        it.type(word + b"\n")
+        it.await_text(word + b"\r\n" + word + b"\r\n")
+    it.type(b"\x04")
+    it.await_text(b"pymemcg: sh ended with exit status 0")
+    it.await_text(b"$ ")
+    it.type(b"exit\n")
+    assert it.end() == 0
+
+
+def test_who_stops_itself_alone_is_not_waited_for(terminal):
+    """As editors do: their job stops when they have put the screen in order, and not before."""
+    it = terminal(BASH)
+    it.await_text(b"$ ")
+    command = [*RUN, "--", "sh", "-c", "kill -TSTP $$; echo ba''ck; exit 3"]
+    it.type(shlex.join(command).encode() + b"\n")
+    it.await_text(b"Stopped")
+    it.await_text(b"$ ")
+    it.type(b"fg\n")
+    it.await_text(b"back\r\n")
+    it.await_text(b"pymemcg: sh ended with exit status 3")
+    it.await_text(b"$ ")
+    it.type(b"exit\n")
+    it.end()
+
+
+@pytest.mark.parametrize("as_pid_1", [False, True], ids=["", "pid 1"])
+def test_a_shell_in_it_controls_its_jobs(as_pid_1, request, terminal):
+    it = terminal([*(request.getfixturevalue("pid_1") if as_pid_1 else RUN), "--", *BASH])
+    it.await_text(b"$ ")
+    it.type(shlex.join(ECHOING).encode() + b"\n")
+    it.await_text(b"begun\r\n")
+    it.type(b"\x1a")
+    it.await_text(b"Stopped")
+    it.type(b"exit 8\n")
+    it.await_text(b"There are stopped jobs")
+    it.type(b"exit 8\n")
+    assert it.end() == 8
+    assert b"no job control" not in it.seen
+
+
+# ---- Groups --------------------------------------------------------------------------------------------------------
+
+
+def test_with_a_limit_the_command_is_in_a_group_of_its_own_which_is_removed(make_group):
+    make_group("probe").close()  # where none can be made this skips
+    done = shell("cat /proc/self/cgroup", "--memory-max", "48M")
+    assert done.returncode == 0
+    name = f"/{PREFIX}"
+    assert name in done.stdout
+    assert ", limit 48.0 MiB" in " ".join(done.stderr.split())
+    directory = next(word.rstrip(",") for word in done.stderr.split() if name in word)
+    assert not os.path.exists(directory)
+
+
+def test_without_a_limit_the_command_is_where_we_are():
+    bare = subprocess.run(["cat", "/proc/self/cgroup"], capture_output=True, text=True, check=True).stdout
+    assert run("cat", "/proc/self/cgroup").stdout == bare
+
+
+def test_an_oom_kill_is_said_plainly(make_group):
+    group = make_group("oom", limit_bytes=160 * MIB)
+    for name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+        file = Path(group.directory, name)
+        if file.exists():
+            file.write_text("0" if "max" in name else str(160 * MIB))
+    if "oom_kills" not in pymemcg.once.read_once(pymemcg.resolve(group.directory)):
+        pytest.skip("this kernel does not count OOM kills by group")
+    inside = ["sh", "-c", 'read line; exec "$@"', "sh", *RUN, "--", sys.executable, "-c", "x = b'x' * (1 << 30)"]
+    with subprocess.Popen(inside, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        group.add(process.pid)
+        _, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == 137
+    assert " was killed by the OOM killer after " in errors
+
+
+def test_another_victim_of_the_oom_killer_is_told(make_group):
+    make_group("probe").close()
+    script = f"{sys.executable} -c \"x = b'x' * (1 << 40)\"; echo survived; exit 2"
+    done = shell(script, "--memory-max", "32M")
+    assert done.returncode == 2
+    assert done.stdout == "survived\n"
+
+
+def test_what_is_left_behind_goes_on_outside_of_the_group(make_group):
+    make_group("probe").close()
+    done = shell("sleep 300 > /dev/null 2>&1 & echo $!", "--memory-max", "48M")
+    pid = int(done.stdout)
+    try:
+        assert PREFIX not in Path(f"/proc/{pid}/cgroup").read_text()
+        assert "1 processes that it started go on" in done.stderr
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+# ---- Where it cannot look ------------------------------------------------------------------------------------------
+
+NO_CGROUPS = ["unshare", "--mount", "sh", "-c", 'umount -l /sys/fs/cgroup; exec "$@"', "sh", *RUN]
+
+
+@pytest.fixture
+def without_cgroups() -> list[str]:
+    probe = ["unshare", "--mount", "sh", "-c", "umount -l /sys/fs/cgroup"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"cgroups cannot be hidden here: {done.stderr.strip()}")
+    return NO_CGROUPS
+
+
+def test_without_cgroups_the_command_runs_and_stderr_says_why_there_is_no_report(without_cgroups):
+    done = shell("echo it ran; exit 5", program=without_cgroups)
+    assert (done.returncode, done.stdout) == (5, "it ran\n")
+    assert "there will be no report of stalls: " in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--evidence", "psi"], ["-o", "{folder}/x.memcg"], ["--memory-max", "64M"]])
+def test_what_was_asked_for_and_cannot_be_had_is_an_error_before_the_command_begins(options, without_cgroups, tmp_path):
+    done = shell("echo it ran", *(word.format(folder=tmp_path) for word in options), program=without_cgroups)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith("pymemcg: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--evidence", "psi"], ["-o", "{folder}/x.memcg"]])
+def test_sampling_that_is_switched_off_keeps_nothing_from_running(options, tmp_path):
+    words = [word.format(folder=tmp_path) for word in options]
+    done = run(*words, "--", "sh", "-c", "echo it ran; exit 5", PYMEMCG_DISABLE="1")
+    assert (done.returncode, done.stdout) == (5, "it ran\n")
+    assert "PYMEMCG_DISABLE" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Recordings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def needs_samples():
+    try:
+        with pymemcg.Sampler():
+            pass
+    except pymemcg.MemcgError as error:
+        pytest.skip(str(error))
+
+
+def test_a_recording_holds_the_commands_time(needs_samples, tmp_path):
+    done = shell("sleep 0.3", "-o", str(tmp_path / "it.memcg"))
+    assert done.returncode == 0
+    assert "it.memcg" in done.stderr
+    t_ns = pymemcg.open(tmp_path / "it.memcg").usage.window()["t_ns"]
+    assert t_ns[-1] - t_ns[0] > 200_000_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.memcg"]
+
+
+def test_a_command_that_did_not_begin_leaves_the_recording_of_before(needs_samples, tmp_path):
+    (tmp_path / "it.memcg").write_text("yesterday's")
+    assert run("-o", str(tmp_path / "it.memcg"), "--", "no-such-command").returncode == 127
+    assert (tmp_path / "it.memcg").read_text() == "yesterday's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.memcg"]
