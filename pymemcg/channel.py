@@ -103,7 +103,7 @@ class Window:
         data = {name: self[name].copy() for name in self.names}
         if not data:
             return pd.DataFrame()
-        index = pd.to_datetime(self._channel.realtime_ns(data["t_ns"]), unit="ns", utc=True)
+        index = pd.to_datetime(self._channel.realtime_ns(data[self._channel.time]), unit="ns", utc=True)
         return pd.DataFrame(data, index=pd.DatetimeIndex(index, name="time"))
 
     def __repr__(self) -> str:
@@ -144,6 +144,11 @@ class Channel:
     def capacity(self) -> int:
         """Rows that the ring holds."""
         return self._table.capacity if self._table else 0
+
+    @property
+    def time(self) -> str:
+        """The column that says when a row came: its moment, or the end of what it tells of."""
+        return "t_ns" if "t_ns" in self.units else "end_ns"
 
     @property
     def period_ns(self) -> int:
@@ -189,7 +194,7 @@ class Channel:
         if rows is not None:
             first = max(first, head - max(rows, 0))
         if seconds is not None or since_ns is not None:
-            times = Window(self, first, head - first)["t_ns"]
+            times = Window(self, first, head - first)[self.time]
             since = since_ns if since_ns is not None else -(2**63)
             if seconds is not None and len(times):
                 since = max(since, int(times[-1]) - int(min(seconds, _FOREVER_S) * 1e9))
@@ -292,6 +297,8 @@ class Channels:
     """RSS of every process in the group and below, ten times a second."""
     reclaim: Channel
     """Every interval that a thread of the group spent in reclaim or compaction, by tracepoints, as it ends."""
+    spans: Channel
+    """What this process has marked as its work by `Sampler.span`, a row a span, as it ends."""
     clock: Channel
     """CLOCK_MONOTONIC and CLOCK_REALTIME at one moment, a row a minute."""
     events: Channel

@@ -84,6 +84,19 @@ RECLAIM_UNITS: Final[dict[str, str]] = {
 RECLAIM_KINDS: Final[dict[int, str]] = {1: "memcg", 2: "direct", 3: "compaction", 4: "throttled", 5: "high"}
 """What the numbers in `kind` mean: reclaim at a group's limit, or of the whole node; direct compaction; a wait inside one of
 the first two; and a thread that was seen asleep at memory.high, which is a moment and no interval (end_ns = start_ns)."""
+SPANS_UNITS: Final[dict[str, str]] = {
+    "start_ns": "ns",
+    "end_ns": "ns",
+    "tid": "",
+    "name_id": "",
+    "ref_id": "",
+    "attribution": "",
+    "ran_start_ns": "ns",
+    "ran_end_ns": "ns",
+}
+SPAN_ATTRIBUTIONS: Final[dict[int, str]] = {1: "thread", 2: "pool", 3: "loop"}
+"""What the numbers in `attribution` mean: `tid` did all the work; it did it from `ran_start_ns` to `ran_end_ns` for another
+thread that waited; or it did other work, too, while this one waited."""
 CLOCK_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "realtime_ns": "ns"}
 EVENTS_UNITS: Final[dict[str, str]] = {"t_ns": "ns", "since_ns": "ns", "kind": "", "value": ""}
 
@@ -95,6 +108,7 @@ CHANNELS: Final[dict[str, dict[str, str]]] = {
     "node": NODE_UNITS,
     "processes": PROCESSES_UNITS,
     "reclaim": RECLAIM_UNITS,
+    "spans": SPANS_UNITS,
     "clock": CLOCK_UNITS,
     "events": EVENTS_UNITS,
 }
