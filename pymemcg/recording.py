@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
 from pymemcg._ffi import ffi
+from pymemcg._spanlog import SpanChannel, Texts
 from pymemcg.channel import Channel, Channels
 from pymemcg.errors import RecordingError
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
@@ -16,6 +17,7 @@ from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from pymemcg._hit import Hits, Summary
     from pymemcg.sampler import Sampler
 
 
@@ -57,6 +59,18 @@ class Recording(Channels):
         self.info: dict[str, Any] = ring.info
         for name in schema.CHANNELS:
             setattr(self, name, Channel(name, ring, ring.tables.get(name), live=False))
+
+    def hits(self, *, min_ns: int = 0) -> Hits:
+        """The recorded spans that fell together with reclaim; see `Sampler.hits`."""
+        from pymemcg import _hitting
+
+        return _hitting.recorded(self).hits(min_ns=min_ns)
+
+    def summary(self) -> Summary:
+        """How long the recorded spans took, by name, with and without what they lost to reclaim."""
+        from pymemcg import _hitting
+
+        return _hitting.recorded(self).summary()
 
     def __repr__(self) -> str:
         return f"<Recording {self.path!r}: {self.usage.head} rows of usage>"
@@ -101,6 +115,8 @@ class Recorder:
             self._cursors[name] = 0
         self._rows = dict.fromkeys(self._channels, 0)
         self._info = sampler.describe()
+        spans = self._channels.get("spans")
+        self._texts = Texts(spans.log, os.getpid()) if isinstance(spans, SpanChannel) else None
         self._seconds = seconds
         self._part = f"{self.path}.part"
         self._fd = self._make(self._part, self._wanted)
@@ -108,7 +124,7 @@ class Recorder:
 
     def _wanted(self, channel: Channel) -> int:
         """Rows to make room for: by the clock where rows come by the clock, else what the ring holds over its own history."""
-        if channel.name == "reclaim":
+        if channel.name in ("reclaim", "spans"):
             return max(channel.capacity, min(channel.capacity * (1 + int(self._seconds)), _RECLAIMS))
         if channel.period_ns == 0:
             return channel.capacity * (1 + int(self._seconds // 60))
@@ -147,7 +163,10 @@ class Recorder:
             room = table.capacity - self._rows[name]
             self.cut += max(0, len(window) - room)
             for column, offset in table.offsets.items():
-                self._put(self._fd, window[column][:room].tobytes(), offset + 8 * self._rows[name])
+                values = window[column][:room]
+                if column == "ref_id" and self._texts:  # the channel's own are good for as long as it keeps the row
+                    values = self._texts.ref_ids(values)
+                self._put(self._fd, values.tobytes(), offset + 8 * self._rows[name])
             self._rows[name] += min(room, len(window))
         self._publish(self._fd, self._ring)
         return self._rows["usage"]
@@ -187,6 +206,10 @@ class Recorder:
 
     def _finish(self) -> None:
         whole = f"{self.path}.whole"
+        if self._texts and self._rows.get("spans"):
+            self._info["spans"] = self._texts.info()
+        else:  # nothing was marked here, which is not to look as if nothing was done
+            self._channels.pop("spans", None)
         try:
             fd = self._make(whole, lambda channel: self._rows[channel.name])
         except RecordingError as error:
@@ -194,9 +217,9 @@ class Recorder:
             raise
         try:
             ring = Ring(fd, whole)
-            for name, table in self._ring.tables.items():
+            for name, table in ring.tables.items():
                 for column, offset in table.offsets.items():
-                    self._copy(offset, fd, ring.tables[name].offsets[column], 8 * self._rows[name])
+                    self._copy(self._ring.tables[name].offsets[column], fd, offset, 8 * self._rows[name])
             self._publish(fd, ring)
             os.replace(whole, self.path)
         except BaseException:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
 from pymemcg._ffi import ffi
+from pymemcg._spanlog import SpanChannel
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel, Channels
 from pymemcg.errors import NotStarted
 from pymemcg.plan import make_plan
 from pymemcg.running import Running
+from pymemcg.spans import Marked
 from pymemcg.watching import Callbacks, Watched, Watcher
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ MAX_STAT_RATE_HZ = 100
 """A read of memory.stat may flush the counters of the whole machine."""
 
 
-class Sampler(Watched, Channels):
+class Sampler(Watched, Marked, Channels):
     """Samples a memory cgroup from a native thread that never takes the GIL.
 
     The first process of a group that starts one samples, the others attach to its rings (`role`); when it ends, another goes
@@ -79,6 +81,7 @@ class Sampler(Watched, Channels):
         }
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
         self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_oom=on_oom))
+        self._mark(disabled=self._disabled)
         self._lock = threading.RLock()
         self._running: Running | None = None
         self._end: weakref.finalize[Any, Any] | None = None
@@ -148,6 +151,7 @@ class Sampler(Watched, Channels):
     def _bind(self, running: Running) -> None:
         tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
+        self._channels["spans"] = SpanChannel(self._spans, running.ring)
         self._own = running.seat.role != "attached"
         if not self._own:
             why = (

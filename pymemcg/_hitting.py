@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From spans and evidence to hits: of a sampler as it goes on, and of a recording."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from pymemcg import _attribution, schema
+from pymemcg._ffi import NONE
+from pymemcg._hit import Hit, Hits, SpanSummary, Summary
+from pymemcg._moments import EVIDENCES, Moments
+from pymemcg._spanlog import SpanChannel
+from pymemcg._watch import Source
+from pymemcg.stalls import Detector, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from pymemcg.channel import Channels
+    from pymemcg.recording import Recording
+    from pymemcg.sampler import Sampler
+    from pymemcg.stalls import Stall
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Ref: TypeAlias = str | int | None
+
+HARM_NS: Final = 1_000_000
+"""What a span must have lost to be counted as hit in a summary."""
+STALLS: Final = 4096
+"""Stalls that are remembered so that hits can name them."""
+
+
+class _Found:
+    """Spans, and what they lost."""
+
+    def __init__(
+        self,
+        rows: dict[str, Ints],
+        losses: _attribution.Losses,
+        *,
+        names: Sequence[str],
+        refs: Callable[[Sequence[int]], Sequence[Ref]],
+        stalls: Iterable[Stall],
+        final_until_ns: int,
+    ) -> None:
+        self._rows = rows | {"attribution": _attribution.looped(rows)}
+        self._names = names
+        self._refs = refs
+        self._losses = losses
+        self._stalls = sorted(stalls, key=lambda stall: stall.start_ns)
+        self._starts = [stall.start_ns for stall in self._stalls]
+        self._final_until_ns = final_until_ns
+
+    def select(self, min_ns: int) -> Sequence[int]:
+        """Rows of hits that lost that much."""
+        lost = self._losses.lost_ns
+        found = self._losses.hit if min_ns <= 0 else self._losses.hit & (lost >= min_ns) & (lost != NONE)
+        rows: list[int] = np.flatnonzero(found).tolist()
+        return rows
+
+    def hit(self, row: int) -> Hit:
+        """One record."""
+        span = {name: int(column[row]) for name, column in self._rows.items()}
+        loss = {name: _known(int(getattr(self._losses, name)[row])) for name in _attribution.Losses.__slots__}
+        lost, length = loss["lost_ns"], span["end_ns"] - span["start_ns"]
+        stalls, cause = self._overlapped(span["start_ns"], span["end_ns"])
+        return Hit(
+            name=self._names[span["name_id"]],
+            ref=self._refs([span["ref_id"]])[0],
+            **{name: span[name] for name in ("start_ns", "end_ns", "tid")},
+            attribution=schema.SPAN_ATTRIBUTIONS.get(span["attribution"], "unknown"),
+            own_ns=loss["own_ns"],
+            others_ns=loss["others_ns"],
+            lost_ns=lost,
+            lo_ns=loss["lo_ns"] or 0,
+            hi_ns=loss["hi_ns"] or 0,
+            share=None if lost is None else lost / max(length, 1),
+            evidence=tuple(name for code, name in EVIDENCES.items() if (loss["evidence"] or 0) & 1 << code),
+            stalls=stalls,
+            cause=cause,
+            final=span["end_ns"] <= self._final_until_ns,
+        )
+
+    def _overlapped(self, start: int, end: int) -> tuple[tuple[int, ...], str | None]:
+        over = {
+            stall: min(end, NONE if stall.end_ns is None else stall.end_ns) - max(start, stall.start_ns)
+            for stall in self._stalls[: bisect.bisect_left(self._starts, end)]
+            if stall.end_ns is None or stall.end_ns >= start
+        }
+        harmful = [stall for stall in over if stall.harmless is not True] or list(over)
+        cause = max(harmful, key=lambda stall: over[stall]).cause if harmful else None
+        return tuple(stall.start_ns for stall in over), cause
+
+    def summary(self) -> Summary:
+        """By name."""
+        duration = self._rows["end_ns"] - self._rows["start_ns"]
+        lost = self._losses.lost_ns
+        made = [
+            _summarised(self._names[i], duration[of], lost[of])
+            for i in np.unique(self._rows["name_id"]).tolist()
+            if (of := self._rows["name_id"] == i).any()
+        ]
+        return Summary(made, final_until_ns=self._final_until_ns)
+
+    def table(self, incomplete: str | None) -> Hits:
+        """All hits."""
+        return Hits(
+            self.select(0),
+            self.hit,
+            final_until_ns=self._final_until_ns,
+            incomplete=incomplete,
+            select=self.select,
+            summarise=self.summary,
+        )
+
+
+def _known(value: int) -> int | None:
+    return None if value == NONE else value
+
+
+def _summarised(name: str, duration: Ints, lost: Ints) -> SpanSummary:
+    known = bool((lost != NONE).all())
+    percentiles = [_percentile(duration, at) for at in (50, 99, 99.9)]
+    without = [_percentile(duration - lost, at) if known else None for at in (50, 99, 99.9)]
+    return SpanSummary(
+        name,
+        count=duration.size,
+        hits=int(((lost >= HARM_NS) & (lost != NONE)).sum()),
+        p50_ns=percentiles[0],
+        p50_without_ns=without[0],
+        p99_ns=percentiles[1],
+        p99_without_ns=without[1],
+        p999_ns=percentiles[2],
+        p999_without_ns=without[2],
+        lost_ns=int(lost.sum()) if known else None,
+    )
+
+
+def _percentile(values: Ints, at: float) -> int:
+    return int(np.percentile(values, at, method="higher"))
+
+
+def nothing() -> Hits:
+    """No hits: nothing is sampled."""
+    return Hits([], _no_hit, final_until_ns=0, select=lambda _: [], summarise=lambda: Summary([], final_until_ns=0))
+
+
+def _no_hit(row: int) -> Hit:
+    raise IndexError(row)
+
+
+# ---- Of a sampler --------------------------------------------------------------------------------------------------
+
+
+class Finder:
+    """Finds the hits of a sampler from a start to a stop.
+
+    Not thread-safe: one thread at a time.
+    """
+
+    def __init__(self, sampler: Sampler, spans: SpanChannel) -> None:
+        self.spans = spans
+        self._source = Source(sampler)
+        self._detector = Detector(self._source, evidence=self._source.asked)
+        self._traced = bool(self._source.reclaim.names) and self._source.asked in ("auto", "trace")
+        self._stalls: dict[int, Stall] = {}
+        self._finished = False
+
+    def finish(self) -> None:
+        """No more evidence will come."""
+        if not self._finished:
+            self._finished = True
+            self._remember(self._detector.finish())
+
+    def find(self) -> Hits:
+        """The hits of all spans that are remembered, by all evidence that there is."""
+        if not self._finished:
+            self._remember(self._detector.advance())
+        window = self.spans.read()[0]
+        rows = {name: window[name] for name in schema.SPANS_UNITS}
+        moments, final = Moments.none(), _known_until(self._detector)
+        if len(window):
+            moments = self._detector.moments(int(rows["start_ns"].min()), int(rows["end_ns"].max()) + 1)
+        losses = _attribution.losses(rows, moments, pid=os.getpid(), traced=self._traced)
+        log = self.spans.log
+        found = _Found(rows, losses, names=log.names, refs=log.refs, stalls=self._stalls.values(), final_until_ns=final)
+        return found.table(self._incomplete())
+
+    def _remember(self, stalls: Iterable[Stall]) -> None:
+        for stall in stalls:
+            self._stalls[stall.start_ns] = stall
+            if stall.state == "closed" and stall.end_ns is not None:  # what was open and became one with it
+                within = [start for start in self._stalls if stall.start_ns < start <= stall.end_ns]
+                for start in within:
+                    if self._stalls[start].state == "open":
+                        del self._stalls[start]
+        while len(self._stalls) > STALLS:
+            del self._stalls[next(iter(self._stalls))]
+
+    def _incomplete(self) -> str | None:
+        why = [
+            f"more spans ended between {since} ns and {until} ns than were looked at in time; some are lost"
+            for since, until in self.spans.log.gaps
+        ]
+        why += [
+            f"{lost} rows of {channel} were overwritten before they were read" for channel, lost in self._detector.lost.items()
+        ]
+        return "; ".join(why) or None
+
+
+def finder(sampler: Sampler, before: Finder | None) -> Finder | None:
+    """The one that fits the sampler as it now is; None where nothing was ever sampled."""
+    spans: Any = sampler.spans  # attaches anew in a forked child
+    if not isinstance(spans, SpanChannel):
+        return None
+    found = before if before is not None and before.spans is spans else Finder(sampler, spans)
+    if sampler.role == "stopped":
+        found.finish()
+    return found
+
+
+def _known_until(detector: Detector) -> int:
+    """All moments that began before are known."""
+    return min((track.until_ns for track in detector._detection._used), default=0)  # noqa: SLF001 - one house
+
+
+# ---- Of a recording ------------------------------------------------------------------------------------------------
+
+
+def recorded(recording: Recording) -> Hits:
+    """The hits of a recording."""
+    said = recording.info.get("spans")
+    window = recording.spans.window()
+    if not said or len(window) == 0:
+        return nothing()
+    rows = {name: window[name] for name in schema.SPANS_UNITS}
+    moments, stalls = _all(recording, int(rows["start_ns"].min()), int(rows["end_ns"].max()) + 1)
+    traced = bool(recording.reclaim.names)
+    losses = _attribution.losses(rows, moments, pid=int(said["pid"]), traced=traced)
+    texts: list[Ref] = said["refs"]
+
+    def refs(ids: Sequence[int]) -> Sequence[Ref]:
+        return [texts[i] if 0 <= i < len(texts) else None for i in ids]
+
+    left_out = int(said.get("refs_left_out", 0))
+    found = _Found(rows, losses, names=said["names"], refs=refs, stalls=stalls, final_until_ns=NONE)
+    return found.table(f"there was no room for the references of {left_out} spans" if left_out else None)
+
+
+def _all(source: Channels, since_ns: int, until_ns: int) -> tuple[Moments, list[Stall]]:
+    detector = Detector(source, policy=Policy(reach_ns=NONE // 2))
+    stalls = [stall for stall in detector.finish() if stall.state == "closed"]
+    return detector.moments(since_ns, until_ns), stalls
