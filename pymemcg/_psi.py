@@ -30,8 +30,10 @@ SHORT_NS: Final = 2_500_000
 """Only in ticks at most so long is a thread that hits in three in a row taken to have done nothing else in the middle one."""
 PAUSE_NS: Final = 5_000_000
 """Hits further apart than this are not of one stall."""
-TOUCH_NS: Final = 5_000
-"""What a page costs who touches it, beside reclaim: a fault, clearing it, and what is written to it, 1 to 5 µs."""
+TOUCH_NS: Final = 4_000
+"""What a page costs who touches it, beside reclaim: a fault, clearing it, and what is written to it, 1 to 4 µs."""
+CLEARLY: Final = 0.8
+"""PSI must show less than this share of what that leaves for reclaim, to be taken to show a part only."""
 COLD: Final = 0.4
 """The first reclaim after a pause costs so much more: neither its code nor its data is in a cache."""
 CLUSTER: Final = 42
@@ -60,12 +62,14 @@ class Ticks:
         since_ns: The one before it, hit or not.
         hits: In between, of all limits together.
         usage_bytes: At `t_ns`; NONE = not known.
+        before_bytes: At `since_ns`, likewise; None = known only where the row before is of that tick.
     """
 
     t_ns: Ints
     since_ns: Ints
     hits: Ints
     usage_bytes: Ints
+    before_bytes: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +93,14 @@ class Windows:
     cpu_wait_us: Ints | None = None
 
 
-def estimate(ticks: Ticks, windows: Windows, *, cpus: int) -> Moments:
+def estimate(ticks: Ticks, windows: Windows, *, cpus: int, ahead: bool = False) -> Moments:
     """Say for how long threads were held in each tick that was hit, and in windows whose stall no hit explains.
 
     Args:
         ticks: Those inside of windows count.
         windows: Closed ones. Each is estimated from itself and those before it (`HISTORY`), never from later ones.
         cpus: That the group may use.
+        ahead: Whether ticks after the last window count, too: no window will tell of them, and units have a usual cost.
 
     Returns:
         A moment for each tick with reclaim in it: `held_ns` within it, or where that went on into the pause after it, up to
@@ -107,13 +112,22 @@ def estimate(ticks: Ticks, windows: Windows, *, cpus: int) -> Moments:
     count = windows.t_ns.size
     if count == 0:
         return Moments.none()
+    ahead = ahead and ticks.t_ns.size > 0 and bool(ticks.t_ns[-1] > windows.t_ns[-1])
+    if ahead:
+        windows = _ahead(windows, int(ticks.t_ns[-1]))
     rows = _rows(ticks, windows)
+    if not rows.of.size:
+        return _unhit(rows, windows, cpus)
     sums = _sums(rows, windows, cpus)
-    parts = [_unhit(rows, windows, cpus)]
-    if rows.of.size:
-        costs, usual = _costs(rows, sums)
-        parts.append(_hit(rows, sums, costs, usual))
-    return Moments.joined(parts)
+    cost, wide = _costs(rows, sums, ahead=ahead)
+    return Moments.joined([_unhit(rows, windows, cpus), _hit(rows, sums, cost, wide)])
+
+
+def _ahead(windows: Windows, until_ns: int) -> Windows:
+    """One more window, of which nothing is known."""
+    more = {name: np.append(values, 0) for name in windows.__slots__ if (values := getattr(windows, name)) is not None}
+    more["since_ns"][-1], more["t_ns"][-1] = windows.t_ns[-1], until_ns
+    return Windows(**more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +188,18 @@ def _units(ticks: Ticks, of: Ints, inside: Bools, count: int) -> tuple[Floats, F
     v2 counts reclaims: `max` in memory.events rises once for each. v1's failcnt rises whenever a charge fails, and the charge
     of a page first tries to take a batch of 64 (try_charge_memcg() in mm/memcontrol.c): near the limit each page charged is a
     hit, also while there is room. There, hits less pages by which usage grew are the pages freed, and one for each reclaim.
-    What kind it is shows: where each page charged is a hit, usage never grows by more than that. Each window is judged by it and
-    all before it.
+    What kind it is shows: where each page charged is a hit, usage never grows by more than that. Each window is judged by it
+    and all before it.
     """
     follows = np.append(False, ticks.since_ns[1:] == ticks.t_ns[:-1])
-    before = np.append(NONE, ticks.usage_bytes[:-1])
-    known = inside & follows & (ticks.usage_bytes != NONE) & (before != NONE)
+    before = ticks.before_bytes
+    if before is None:
+        before = np.where(follows, np.append(NONE, ticks.usage_bytes[:-1]), NONE)
+    known = inside & (ticks.usage_bytes != NONE) & (before != NONE)
+    amid = known & follows
     grown = np.where(known, ticks.usage_bytes - np.where(known, before, 0), 0) / PAGE_BYTES
-    seen = np.cumsum(np.bincount(of[known], minlength=count))
-    against = np.cumsum(np.bincount(of[known & (grown > ticks.hits)], minlength=count))
+    seen = np.cumsum(np.bincount(of[amid], minlength=count))
+    against = np.cumsum(np.bincount(of[amid & (grown > ticks.hits)], minlength=count))
     paged = (seen > 0) & (against < 0.05 * seen)
     freed = np.maximum(ticks.hits - grown, 0)
     return np.where(inside, np.where(paged[of], freed, ticks.hits), 0.0), np.where(paged, float(CLUSTER), 1.0)
@@ -255,7 +272,8 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
         over = share * busy + waited * share**PREEMPTED > told
         low, high = np.where(over, low, share), np.where(over, share, high)
     held = np.maximum(told - waited * low**PREEMPTED, 0)
-    held = np.maximum(held, np.minimum(some * most, units * np.where(np.isfinite(pace), np.maximum(pace - TOUCH_NS, 0), 0)))
+    floor = units * np.where(np.isfinite(pace), np.maximum(pace - TOUCH_NS, 0), 0)
+    held = np.where(held < CLEARLY * floor, np.maximum(held, np.minimum(some * most, floor)), held)
     return _Sums(units, pace, held, np.maximum(some - waited, 0), np.maximum(some * most, held))
 
 
@@ -296,12 +314,12 @@ def _beyond(rows: _Rows, sums: _Sums) -> Floats:
     return np.where(known, np.clip(0, rows.run_least - np.where(known, usual, 0), rows.run_most - np.where(known, usual, 0)), 0)
 
 
-def _costs(rows: _Rows, sums: _Sums) -> tuple[Floats, Floats]:
-    """What a unit costs in each window, and what it usually does.
+def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
+    """What a unit costs in each window, and how far windows differ in that.
 
     A run of u units is held for c u + x, x as `_beyond` has it and at least 0; c makes the sum over the window what PSI says.
     The usual cost is the median of the HISTORY: one window's is too high where one reclaim took very long, and too low where
-    PSI showed half.
+    PSI showed half. Of a window `ahead` it is all there is.
     """
     count = sums.units.size
     some = np.flatnonzero(sums.units > 0)
@@ -313,12 +331,20 @@ def _costs(rows: _Rows, sums: _Sums) -> tuple[Floats, Floats]:
         cost = (low + high) / 2
         total = _summed(rows.run_of, np.maximum(cost[rows.run_of] * rows.run_units + beyond, 0), count)
         low, high = np.where(total > sums.held, low, cost), np.where(total > sums.held, cost, high)
+    if ahead:
+        low[-1] = np.nan
     padded = np.append(np.full(HISTORY - 1, np.nan), low[some])
-    recent = np.lib.stride_tricks.sliding_window_view(padded, HISTORY)
+    recent = np.sort(np.lib.stride_tricks.sliding_window_view(padded, HISTORY), axis=1)  # what is not known comes last
+    last, at = np.maximum(np.isfinite(recent).sum(axis=1) - 1, 0), np.arange(some.size)
     usual, wide = np.zeros(count), np.ones(count)
-    usual[some] = np.nanmedian(recent, axis=1)
-    wide[some] = np.nanquantile(recent, 0.9, axis=1) / np.maximum(usual[some], 1)
-    return np.where(low > usual, usual, np.minimum(usual, 2 * low)), wide
+    usual[some] = np.nan_to_num(recent[at, last // 2] + recent[at, (last + 1) // 2]) / 2
+    wide[some] = np.nan_to_num(recent[at, (last * 0.9).astype(np.int64)]) / np.maximum(usual[some], 1)
+    cost = np.where(low > usual, usual, np.minimum(usual, 2 * low))
+    if ahead:
+        cost[-1] = usual[-1]
+        sums.held[-1] = np.maximum(usual[-1] * rows.run_units + beyond, 0)[rows.run_of == count - 1].sum() if usual[-1] else 0
+        sums.surely[-1], sums.most[-1] = sums.held[-1] / 2, sums.held[-1] * 2
+    return cost, wide
 
 
 def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
@@ -336,8 +362,8 @@ def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
     held, gone = held + paused + after, np.where(paused > 0, rows.pause, after)
     ratio = np.divide(sums.surely, sums.held, out=np.zeros(count), where=sums.held > 0)
     room = np.divide(sums.most, sums.held, out=np.ones(count), where=sums.held > 0)
-    low = LEAST * np.minimum(ratio, 1)
-    high = np.maximum(MOST, np.minimum(room, SPREAD * wide))
+    low = LEAST * np.clip(ratio, 0.45, 1)
+    high = np.maximum(MOST, np.minimum(np.minimum(room, 2), np.maximum(SPREAD * wide, 1.5 / np.maximum(ratio, 0.5))))
     kept = np.flatnonzero(held >= 1)
     held, wall = held[kept], (rows.length + gone)[kept]
     return Moments.of(
