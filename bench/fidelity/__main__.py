@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from bench.fidelity import costs, requests, running
 from bench.fidelity.judging import judge
+from bench.fidelity.keeping import keep, kept
 from bench.fidelity.running import Environment
 from bench.fidelity.table import Report
 from bench.fidelity.workloads import WORKLOADS, Workload
@@ -38,17 +39,12 @@ def main() -> int:
     )
     report = Report(command, machine.describe(), seconds, failed=list(NOT_HERE))
     raw: dict[str, object] = {"about": report.about, "seconds": seconds, "runs": []}
-    wanted = [each for each in WORKLOADS if not args.only or each.name in args.only]
-    with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder, ZramSwap(SWAP_BYTES):
-        for workload in wanted:
-            for environment in _environments(workload, long=args.long):
-                _one(report, workload, environment, seconds, args.keep or folder)
-        if not args.only:
-            report.requests, raw["requests"] = requests.measure(seconds, _tell)
-            try:
-                report.costs, raw["costs"] = costs.measure(PAIRS, _tell)
-            except MemcgError as error:
-                report.failed.append(("costs", str(error)))
+    if args.again:
+        for workload, environment, run in kept(args.again):
+            if not args.only or workload.name in args.only:
+                report.judged.append(judge(workload, environment, run))
+    else:
+        _measure(report, raw, args, seconds)
     report.steal = steal.ratio()
     raw["runs"] = [each.describe() for each in report.judged]
     raw["failed"], raw["steal"] = report.failed, report.steal
@@ -61,6 +57,20 @@ def main() -> int:
     return 0
 
 
+def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder, ZramSwap(SWAP_BYTES):
+        for workload in WORKLOADS:
+            for environment in _environments(workload, long=args.long):
+                if not args.only or workload.name in args.only:
+                    _one(report, workload, environment, seconds, args.keep or folder)
+        if not args.only:
+            report.requests, raw["requests"] = requests.measure(seconds, _tell)
+            try:
+                report.costs, raw["costs"] = costs.measure(PAIRS, _tell)
+            except MemcgError as error:
+                report.failed.append(("costs", str(error)))
+
+
 def _one(report: Report, workload: Workload, environment: Environment, seconds: float, folder: str) -> None:
     where = f"{workload.name} ({environment.title})"
     _tell(where)
@@ -68,6 +78,7 @@ def _one(report: Report, workload: Workload, environment: Environment, seconds: 
     steal = machine.Steal()
     try:
         run = running.run(workload, environment, seconds, os.path.join(folder, name))
+        keep(workload, environment, run)
         report.judged.append(judge(workload, environment, run))
         report.judged[-1].steal = steal.ratio()
     except MemcgError as error:
@@ -97,7 +108,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[each.name for each in WORKLOADS], help="workloads")
     parser.add_argument("--json", metavar="FILE", help="write all scores, with what they are made of")
     parser.add_argument("--write", metavar="PAGE", help="put the tables between the markers of a page")
-    parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings there")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings there, with the truth")
+    parser.add_argument("--again", metavar="FOLDER", help="run nothing, but judge the detector by what was kept there")
     return parser.parse_args()
 
 

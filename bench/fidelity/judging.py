@@ -71,7 +71,7 @@ class Judged:
 def judge(workload: Workload, environment: Environment, run: Run, evidence: Iterable[str] = EVIDENCE) -> Judged:
     """Let the detector work on the recording, and score it."""
     true = run.episodes()
-    hits = rises(run.recording)
+    hits, ticks = rises(run.recording), run.recording.usage.read()[0]["t_ns"].tolist()
     found = Judged(workload, environment, len(true), sum(each.stall_ns for each in true), {}, {}, None, run.stats)
     found.told["truth"] = [[each.start_ns, each.end_ns, each.stall_ns, each.longest_ns] for each in true if each.counts]
     for name in evidence:
@@ -84,7 +84,7 @@ def judge(workload: Workload, environment: Environment, run: Run, evidence: Iter
             found.unavailable[name] = f"**fails: {type(error).__name__}: {error}**"
             continue
         told = [each for each in told if each.end_ns >= run.truth.since_ns and each.start_ns <= run.truth.until_ns]
-        found.scores[name] = score(true, told, hits if name == "counters" else None)
+        found.scores[name] = score(true, told, hits if name == "counters" else None, ticks)
         causes: dict[str, int] = {}
         for each in told:
             if each.counts:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -46,8 +47,7 @@ class Environment:
     @property
     def title(self) -> str:
         """For people."""
-        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
-        return f"{processes}, sampler {'inside' if self.inside else 'outside'}"
+        return f"{self.processes}, {'inside' if self.inside else 'outside'}"
 
 
 @dataclass(slots=True)
@@ -241,6 +241,9 @@ def _lower(group: ChildGroup, workload: Workload) -> None:
         before = file.read().strip()
     try:
         _write(path, str(workload.limit_bytes // 2))
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # it could not be lowered so far, and was tried
+            raise
     finally:
         _write(path, before)
 
@@ -251,8 +254,8 @@ def _file(group: ChildGroup, *names: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file, contextlib.suppress(BlockingIOError):  # EAGAIN: not as much as asked
-        file.write(text)
+    with open(path, "w", encoding="ascii") as file, contextlib.suppress(BlockingIOError):
+        file.write(text)  # EAGAIN: not as much as was asked for
 
 
 def rises(recording: Recording) -> list[int]:

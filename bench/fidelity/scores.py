@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -76,6 +77,7 @@ class Score:
         missed_ns: What those that were not found were worth, by their longest 10 ms.
         invented_ns: What those that were not true were said to be worth; -1 = that was not said.
         onset_ns: Said − true beginning of each that was found.
+        onset_ticks: … in ticks as they were then: a sampler inside of a group that does little ticks seldom.
         true_ns: Duration of each true stall, or where several were told of as one, or one as several, of all of them.
         said_ns: … and what was said of it; only where something was.
         lo_ns: …
@@ -91,6 +93,7 @@ class Score:
     missed_ns: list[int] = field(default_factory=list)
     invented_ns: list[int] = field(default_factory=list)
     onset_ns: list[int] = field(default_factory=list)
+    onset_ticks: list[float] = field(default_factory=list)
     true_ns: list[int] = field(default_factory=list)
     said_ns: list[int] = field(default_factory=list)
     lo_ns: list[int] = field(default_factory=list)
@@ -116,7 +119,7 @@ class Score:
         return sum(inside) / len(inside) if inside else None
 
 
-def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | None = None) -> Score:
+def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | None = None, ticks: Sequence[int] = ()) -> Score:
     """Compare.
 
     A true stall was found where one that is told of as counting overlaps it, give or take two ticks, and the other way round.
@@ -125,6 +128,7 @@ def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | N
         true: All that there were, the harmless ones too.
         told: All that were told of.
         hits: When counters rose, sorted; None = not asked.
+        ticks: When there was a tick; none = each millisecond.
     """
     counting = [each for each in told if each.counts]
     big = [each for each in true if each.counts]
@@ -133,7 +137,9 @@ def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | N
         beside = [each for each in counting if _touch(each, episode)]
         if beside:
             found.found += 1
-            found.onset_ns.append(max(beside, key=lambda each: _shared(each, episode)).start_ns - episode.start_ns)
+            onset_ns = max(beside, key=lambda each: _shared(each, episode)).start_ns - episode.start_ns
+            found.onset_ns.append(onset_ns)
+            found.onset_ticks.append(onset_ns / _tick_ns(ticks, episode.start_ns))
         else:
             found.missed_ns.append(episode.longest_ns)
     for each in counting:
@@ -155,6 +161,12 @@ def _durations(found: Score, episodes: Sequence[Episode], stalls: Sequence[Said]
     found.said_ns.append(sum(each.stall_ns or 0 for each in stalls))
     found.lo_ns.append(sum((each.lo_ns if each.lo_ns is not None else each.stall_ns) or 0 for each in stalls))
     found.hi_ns.append(sum((each.hi_ns if each.hi_ns is not None else each.stall_ns) or 0 for each in stalls))
+
+
+def _tick_ns(ticks: Sequence[int], at_ns: int) -> int:
+    """The distance of the ticks around a time."""
+    after = bisect_right(ticks, at_ns)
+    return max(TICK_NS, ticks[after] - ticks[after - 1]) if 0 < after < len(ticks) else TICK_NS
 
 
 def _touch(said: Said, true: Episode) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.fidelity.judging import EVIDENCE, Judged
-from bench.fidelity.scores import TICK_NS, IntervalScore, Score, near
+from bench.fidelity.scores import IntervalScore, Score, near
 
 RECALL = PRECISION = 0.98
 COVERED, WIDTH = 0.95, 2.0
@@ -58,7 +58,10 @@ class Report:
             made,
             "### All workloads together",
             _table(_TOTALS, [_total(self.judged, name) for name in EVIDENCE]),
+            "### The workloads",
+            "\n".join(f"- **{each.name}**: {each.title}" for each in dict.fromkeys(each.workload for each in self.judged)),
             "### Stalls, workload by workload",
+            "In brackets: how many processes, and where the sampler is.",
             _table(_STALLS, [row for each in self.judged for row in _stall_rows(each)]),
             "### Reclaim intervals with evidence `trace`",
             _table(_INTERVALS, [_interval_row(_where(each), each.intervals) for each in self.judged if each.intervals]),
@@ -108,7 +111,7 @@ _COSTS = ("what", "with `trace`", "without", "difference", "95 % interval")
 
 
 def _where(each: Judged) -> str:
-    return f"{each.workload.name}: {each.workload.title} ({each.environment.title})"
+    return f"{each.workload.name} ({each.environment.title})"
 
 
 def _total(judged: Sequence[Judged], name: str) -> list[str]:
@@ -133,7 +136,7 @@ def _stall_rows(each: Judged) -> Iterable[list[str]]:
 
 def _figures(score: Score, *, promised: bool) -> list[str]:
     """From the number of true stalls to hi ÷ lo. Of counters, recall is promised, and that none is told of without a hit."""
-    onsets = np.abs(score.onset_ns) / TICK_NS
+    onsets = np.abs(score.onset_ticks)
     middle, late = np.percentile(onsets, (50, 95)) if len(onsets) else (0.0, 0.0)
     width = median(hi / max(lo, 1) for lo, hi in zip(score.lo_ns, score.hi_ns, strict=True)) if score.lo_ns else None
     precision = _share(score.precision, PRECISION if promised else 0)

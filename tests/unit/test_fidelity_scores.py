@@ -217,6 +217,11 @@ class TestScore:
         assert score([true(0, 4, longest=0.9)], [told(0, 4)]).invented_ns == [4 * MS]
         assert score([true(0, 4)], [told(0, 4, harmless=True)]).missed_ns == [4 * MS]
 
+    def test_onset_in_ticks_as_they_were(self):
+        ticks = [0, 1 * MS, 2 * MS, 40 * MS, 60 * MS]
+        found = score([true(0.5, 1), true(30, 4), true(59, 4)], [told(1, 1), told(20.5, 12), told(63, 4)], ticks=ticks)
+        assert found.onset_ticks == [0.5, -0.25, 0.2]
+
     def test_two_ticks_beside_is_found_but_three_is_not(self):
         assert score([true(10, 2)], [told(13.9, 2)]).found == 1
         assert score([true(10, 2)], [told(15, 2)]).found == 0
