@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 BOLD, DIM, _RED, _YELLOW = 1, 2, 31, 33
 _LONG_NS: Final = 10_000_000  # what a request notices
+_WAITED_NS: Final = 1_000_000  # less is not worth a line
 _MINUTES_NS: Final = 99_500_000_000  # from here on `span` has two units
 _GAP: Final = "  "
-_TITLE_WIDTH = 9
+TITLE_WIDTH: Final = 9
 _WHEN_WIDTH, _LEAST_THREADS_WIDTH = 12, 24
-_COLUMNS: Final = (("stalled", 8), ("between", 14), ("cause", 8), ("evidence", 11), ("hits", 6), ("reclaimed", 9))
+_COLUMNS: Final = (("stalled", 8), ("between", 13), ("cause", 8), ("evidence", 12), ("hits", 6), ("reclaimed", 9))
+_MORE_EVIDENCE: Final = len("trace+psi+counters") - 12  # where there is room
 _TEXTS: Final = {"cause", "evidence"}  # the others are numbers
 _NAMED: Final = 6  # threads; there may be hundreds
 _BELOW: Final = " " * (_WHEN_WIDTH + len(_GAP))
@@ -59,8 +61,10 @@ def _held(ns: int | None) -> str:
 
 
 def between(low_ns: int | None, high_ns: int | None) -> str:
-    """Two durations, with their unit once where it is the same: "11.0–15.2 ms"; nothing where they are the same."""
-    if low_ns is None or high_ns is None or low_ns == high_ns:
+    """Two durations, with their unit once where it is the same: "11.0–15.2 ms"; nothing where they read the same."""
+    if low_ns is None or high_ns is None:
+        return ""
+    if _held(low_ns) == _held(high_ns):
         return ""
     (low, low_unit), (high, high_unit) = _held(low_ns).split(" "), _held(high_ns).split(" ")
     if low_unit == high_unit or low_ns == 0:
@@ -80,23 +84,27 @@ class StallLines:
         width: Columns to write in.
         colours: Whether to use colours.
         page_bytes: Of the machine that they are from.
-        named: Whether their threads may still live here.
+        name_of: A thread's name, by its number and a time at which it lived.
     """
 
     realtime_ns: Callable[[int], int]
     width: int = 80
     colours: bool = False
     page_bytes: int = 4096
-    named: bool = True
+    name_of: Callable[[int, int | None], str | None] = thread_name
     _day: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        left = self.width - _WHEN_WIDTH - sum(width + len(_GAP) for _, width in _COLUMNS) - len(_GAP)
+        self._widths = dict(_COLUMNS)
+        left = self.width - _WHEN_WIDTH - sum(width + len(_GAP) for width in self._widths.values()) - len(_GAP)
         self._threads_width = left if left >= _LEAST_THREADS_WIDTH else 0  # 0: they go below
+        if left >= _LEAST_THREADS_WIDTH + _MORE_EVIDENCE:
+            self._widths["evidence"] += _MORE_EVIDENCE
+            self._threads_width -= _MORE_EVIDENCE
 
     def header(self) -> str:
         """The columns' titles."""
-        titles = [_cell(title, title, width) for title, width in _COLUMNS]
+        titles = [_cell(title, title, width) for title, width in self._widths.items()]
         threads = ["threads"] if self._threads_width else []
         return self._painted(_GAP.join(["when".ljust(_WHEN_WIDTH), *titles, *threads]).rstrip(), BOLD)
 
@@ -120,11 +128,11 @@ class StallLines:
             "stalled": _held(stall.stall_ns),
             "between": between(stall.stall_lo_ns, stall.stall_hi_ns),
             "cause": stall.cause,
-            "evidence": _joined(stall.evidence, dict(_COLUMNS)["evidence"]),
+            "evidence": _joined(stall.evidence, self._widths["evidence"]),
             "hits": number(stall.limit_hits),
             "reclaimed": UNKNOWN if pages is None else size(pages * self.page_bytes),
         }
-        line = _GAP.join([when, *(_cell(title, cells[title], width) for title, width in _COLUMNS)])
+        line = _GAP.join([when, *(_cell(title, cells[title], width) for title, width in self._widths.items())])
         threads, says = self._threads(stall), _remarks(stall)
         if self._threads_width and len(threads) <= self._threads_width:
             line, threads = f"{line}{_GAP}{threads}", ""
@@ -136,9 +144,7 @@ class StallLines:
 
     def _threads(self, stall: Stall) -> str:
         named = [
-            f"{tid} {name}" if name else str(tid)
-            for tid in stall.tids[:_NAMED]
-            for name in [thread_name(tid, stall.end_ns) if self.named else None]
+            f"{tid} {name}" if name else str(tid) for tid in stall.tids[:_NAMED] for name in [self.name_of(tid, stall.end_ns)]
         ]
         more = [f"{len(stall.tids) - _NAMED} more"] if len(stall.tids) > _NAMED else []
         return ", ".join([*named, *more])
@@ -160,7 +166,7 @@ def _joined(evidence: tuple[str, ...], width: int) -> str:
 
 
 def _remarks(stall: Stall) -> str:
-    waited = f"{span(stall.cpu_wait_ns)} of waiting for a CPU left out" if stall.cpu_wait_ns else ""
+    waited = f"{span(stall.cpu_wait_ns)} of waiting for a CPU left out" if (stall.cpu_wait_ns or 0) >= _WAITED_NS else ""
     return "; ".join(text for text in (waited, stall.incomplete or "") if text)
 
 
@@ -228,6 +234,16 @@ class Tally:
         """Those kept, in order of their beginning."""
         return sorted((stall for _, _, stall in self._worst), key=lambda stall: stall.start_ns)
 
+    def table(self, lines: StallLines) -> Iterator[str]:
+        """The worst as a table; nothing where there are none."""
+        worst = self.worst()
+        if worst:
+            yield lines.header()
+        for stall in worst:
+            yield from lines.lines(stall)
+        if self.count > len(worst):
+            yield painted(f"and {number(self.count - len(worst))} that were shorter", DIM, colours=lines.colours)
+
     def says(self) -> str:
         """All of it in a sentence."""
         if not self.count:
@@ -240,22 +256,26 @@ class Tally:
             text += f"; {'the' if self.unknown == self.count else f'of {number(self.unknown)} the'} duration is not known"
         return text
 
-    def figures(self, evidence: Mapping[str, str | None], width: int, *, colours: bool) -> Iterator[str]:
+    def figures(
+        self, evidence: Mapping[str, str | None], width: int, *, colours: bool, title_width: int = TITLE_WIDTH
+    ) -> Iterator[str]:
         """All of it below each other, and which evidence there was."""
-        yield from figure("stalls", self.says(), width, colours=colours)
+        rows = [("stalls", self.says())]
         if self.harmless:
             part = share(self.harmless_ns / max(1, self.harmless_lasted_ns))
             text = f"{span(self.harmless_ns)} of {span(self.harmless_lasted_ns)} ({part}) in reclaim that held nobody for 1 ms"
-            yield from figure("harmless", text, width, colours=colours)
-        yield from figure("evidence", _evidence_says(evidence), width, colours=colours)
+            rows.append(("harmless", text))
+        rows.append(("evidence", _evidence_says(evidence)))
+        for title, text in rows:
+            yield from figure(title, text, width, colours=colours, title_width=title_width)
 
 
-def figure(title: str, text: str, width: int, *, colours: bool) -> Iterator[str]:
+def figure(title: str, text: str, width: int, *, colours: bool, title_width: int = TITLE_WIDTH) -> Iterator[str]:
     """A title, and a text beside it that may take several lines."""
-    room = width - _TITLE_WIDTH - 2 * len(_GAP)
+    room = width - title_width - 2 * len(_GAP)
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room, break_on_hyphens=False)]
     for i, line in enumerate(lines):
-        head = painted(title.ljust(_TITLE_WIDTH), BOLD, colours=colours) if i == 0 else " " * _TITLE_WIDTH
+        head = painted(title.ljust(title_width), BOLD, colours=colours) if i == 0 else " " * title_width
         yield f"{_GAP}{head}{_GAP}{line}"
 
 

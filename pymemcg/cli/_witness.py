@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cgroup import resolve
-from pymemcg.cli._stalls import DIM, StallLines, Tally, figure, realtime_of
-from pymemcg.cli._text import has_colours, number, painted, size, span, terminal_width
+from pymemcg.cli._stalls import StallLines, Tally, figure, realtime_of, thread_name
+from pymemcg.cli._text import has_colours, number, size, span, terminal_width
 from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.once import read_limits, read_once
 from pymemcg.places import members
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pymemcg.stalls import Stall
 
 _RECORDED_S: Final = 86400.0  # the file is sparse until it is whole: room costs nothing
+_NAMES: Final = 1000  # of threads, before those that nobody will ask for are forgotten
 _WRITE_S: Final = 5.0  # the rings hold a minute
 
 
@@ -50,6 +51,7 @@ class Witness:
         self._sampler: Sampler | None = None
         self._writer: _Writer | None = None
         self._tally = Tally()
+        self._names: dict[int, str] = {}
         self._began_ns = self._ended_ns = time.monotonic_ns()
         self._kills: int | None = None
         self._limit: int | None = None
@@ -75,8 +77,14 @@ class Witness:
         self._began_ns = time.monotonic_ns()
 
     def _saw(self, stall: Stall) -> None:
-        if stall.end_ns is None or stall.end_ns >= self._began_ns:
-            self._tally.add(stall)
+        if stall.end_ns is not None and stall.end_ns < self._began_ns:
+            return
+        self._tally.add(stall)
+        if not stall.harmless:  # the threads will be gone when all this is told
+            self._names.update((tid, name) for tid in stall.tids if (name := thread_name(tid, stall.end_ns)))
+        if len(self._names) > _NAMES:
+            told = {tid for stall in self._tally.worst() for tid in stall.tids}
+            self._names = {tid: name for tid, name in self._names.items() if tid in told}
 
     def _count_kills(self) -> int | None:
         if self._target is None:
@@ -121,14 +129,14 @@ class Witness:
             yield f"pymemcg: {text}" if not title else "\n".join(figure(title, text, width, colours=colours))
         if self._sampler is None:
             return
-        yield from self._tally.figures(self._sampler.evidence, width, colours=colours)
-        if worst := self._tally.worst():
-            lines = StallLines(realtime_of(self._sampler), width, colours, os.sysconf("SC_PAGESIZE"))
-            yield lines.header()
-            for stall in worst:
-                yield from lines.lines(stall)
-            if self._tally.count > len(worst):
-                yield painted(f"and {number(self._tally.count - len(worst))} that were shorter", DIM, colours=colours)
+        evidence = self._sampler.evidence if self._evidence == "auto" else {self._evidence: None}
+        yield from self._tally.figures(evidence, width, colours=colours)
+        lines = StallLines(
+            realtime_of(self._sampler), width, colours, os.sysconf("SC_PAGESIZE"), lambda tid, _: self._names.get(tid)
+        )
+        if self._tally.count:
+            yield ""
+        yield from self._tally.table(lines)
 
     def _figures(self, command: str, status: int) -> Iterator[tuple[str, str]]:
         kills = self._kills or 0

@@ -43,9 +43,13 @@ _OWN_SECONDS: Final = 3.0
 _DATA_BYTES: Final = 96 << 20  # half as much again as the limit
 _ROOM_BYTES: Final = 2 * (LIMIT_BYTES + _DATA_BYTES)  # the service, its file on the way to the disk, and as much again
 _GRACE_S: Final = 20.0  # beyond SECONDS: a squeezed service is slow to end
+_WIDTH: Final = 110  # of pictures; wider ones are no clearer
+_WORST: Final = 8
 _NEXT: Final = (
     ("pymemcg doctor", "what can be measured of your own service here"),
     ("pymemcg watch TARGET", "live; TARGET is pid:N, container:ID or cgroup:/path"),
+    ("pymemcg stalls TARGET", "its stalls, as they happen"),
+    ("pymemcg run -- CMD", "run a command, and see its stalls"),
     ("pymemcg record TARGET --duration 10s -o it.memcg", ""),
     ("", "into a file, for pymemcg.open('it.memcg')"),
     ("with pymemcg.Sampler() as s:", "in your own service; s.usage, s.stat, s.pressure … are arrays"),
@@ -107,6 +111,7 @@ def _run_service(*, colours: bool) -> None:
         told = (line.split() for line in batch.stdout or ())
         story.batch = [(int(begin), int(end)) for begin, end in told]
         print("\n".join(story.lines()))
+        _tell_stalls(sampler, begun_ns, {serving.pid: "service", batch.pid: "batch job"}, colours=colours)
         for name, process in (("service", serving), ("batch job", batch)):
             if process.returncode != 0:
                 print(f"  The {name} was ended: {_ending(process.returncode)}. What it has not told is missing above.")
@@ -126,12 +131,35 @@ def _look_at_own(*, colours: bool) -> None:
         print(painted(sampler.target.directory, 2, colours=colours))
         story.limit_bytes = sampler.target.limit()[0]
         print("\n".join(story.lines()))
+        _tell_stalls(sampler, begun_ns, {}, colours=colours)
 
 
 def _story(sampler: Sampler, begun_ns: int, seconds: float, *, colours: bool) -> Story:
     from pymemcg.cli._story import Story
 
-    return Story(sampler, begun_ns, begun_ns + round(seconds * 1e9), width=min(terminal_width(), 110), colours=colours)
+    return Story(sampler, begun_ns, begun_ns + round(seconds * 1e9), width=min(terminal_width(), _WIDTH), colours=colours)
+
+
+def _tell_stalls(sampler: Sampler, begun_ns: int, names: dict[int, str], *, colours: bool) -> None:
+    from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
+    from pymemcg.stalls import stalls
+
+    width = min(terminal_width(), _WIDTH)
+    tally = Tally(keep=_WORST)
+    for stall in stalls(sampler):
+        if stall.end_ns is None or stall.end_ns >= begun_ns:
+            tally.add(stall)
+    print("\n".join(tally.figures(sampler.evidence, width, colours=colours, title_width=14)))
+    if tally.count:
+        lines = StallLines(
+            realtime_of(sampler),
+            width,
+            colours,
+            os.sysconf("SC_PAGESIZE"),
+            lambda tid, end_ns: names.get(tid) or thread_name(tid, end_ns),
+        )
+        print(f"\n{painted('The worst stalls', 1, colours=colours)}")
+        print("\n".join(tally.table(lines)))
 
 
 # ---- The service ---------------------------------------------------------------------------------------------------

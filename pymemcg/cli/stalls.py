@@ -16,12 +16,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._arguments import add_evidence, duration, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, realtime_of
+from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
 from pymemcg.cli._text import has_colours, terminal_width
 from pymemcg.errors import NotSupported, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from queue import SimpleQueue
 
     from pymemcg.channel import Channels
@@ -78,10 +78,15 @@ def _of_recording(args: argparse.Namespace) -> None:
     if args.evidence != "auto" and evidence.get(args.evidence, "") is not None:
         why = evidence.get(args.evidence) or "the recording does not have it"
         raise NotSupported(f"evidence {args.evidence!r} cannot be had: {why}", path=recording.path)
-    printer = _Printer(recording, args, page_bytes=recording.info.get("page_bytes", 4096), named=_is_of_this_boot(recording))
+    name_of = thread_name if _is_of_this_boot(recording) else _nobody
+    printer = _Printer(recording, args, page_bytes=recording.info.get("page_bytes", 4096), name_of=name_of)
     for stall in stalls(recording, min_ns=args.min, evidence=args.evidence):
         printer.tell(stall)
     printer.end(evidence)
+
+
+def _nobody(_tid: int, _end_ns: int | None) -> None:
+    """The name of a thread of another machine, or of another boot."""
 
 
 def _is_of_this_boot(recording: Recording) -> bool:
@@ -129,10 +134,17 @@ def _follow(sampler: Sampler, told: SimpleQueue[Stall], printer: _Printer, secon
 class _Printer:
     """Prints stalls as they come, in words or as JSON, and at the end what they add up to."""
 
-    def __init__(self, source: Channels, args: argparse.Namespace, *, page_bytes: int, named: bool = True) -> None:
+    def __init__(
+        self,
+        source: Channels,
+        args: argparse.Namespace,
+        *,
+        page_bytes: int,
+        name_of: Callable[[int, int | None], str | None] = thread_name,
+    ) -> None:
         self._width, self._colours = terminal_width(), has_colours()
-        self._lines = StallLines(realtime_of(source), self._width, self._colours, page_bytes, named)
-        self._min_ns, self._json = args.min, args.json
+        self._lines = StallLines(realtime_of(source), self._width, self._colours, page_bytes, name_of)
+        self._min_ns, self._json, self._evidence = args.min, args.json, args.evidence
         self._tally = Tally()
         if not self._json:
             print(self._lines.header(), flush=True)
@@ -152,4 +164,7 @@ class _Printer:
         """Print the sum."""
         if self._json:
             return
+        if self._evidence != "auto":
+            evidence = {self._evidence: None}
+        print()
         print("\n".join(self._tally.figures(evidence, self._width, colours=self._colours)))

@@ -115,7 +115,7 @@ def test_no_line_is_wider_than_the_terminal(width):
             CLOSED, tids=tuple(range(4_000_000, 4_000_100)), cpu_wait_ns=3 * MS, incomplete="4 rows of reclaim were lost " * 5
         ),
         replace(
-            CLOSED, stall_ns=3_599 * 10**9, stall_lo_ns=MS // 2, stall_hi_ns=3_599 * 10**9, evidence=("trace", "psi", "wchan")
+            CLOSED, stall_ns=3_599 * 10**9, stall_lo_ns=MS // 2, stall_hi_ns=359 * 10**9, evidence=("trace", "psi", "wchan")
         ),
         replace(CLOSED, cause="oom_wait", limit_hits=99_999, reclaimed_pages=1 << 28),
         replace(HARMLESS, evidence=("trace", "psi", "counters", "wchan"), cause="ancestor"),
@@ -159,7 +159,9 @@ def test_threads_have_their_names_where_they_live():
     for width in (80, 120):
         text = "\n".join(lines_of(replace(CLOSED, tids=(os_tid[0],), end_ns=now), width=width))
         assert f"{os_tid[0]} {name}" in text
-        assert name not in "\n".join(lines_of(replace(CLOSED, tids=(os_tid[0],), end_ns=now), width=width, named=False))
+        assert name not in "\n".join(
+            lines_of(replace(CLOSED, tids=(os_tid[0],), end_ns=now), width=width, name_of=lambda *_: None)
+        )
     over.set()
     thread.join()
 
