@@ -286,10 +286,14 @@ class TestRequests:
         served = [Request(1, 1, 0, 10 * MS), Request(1, 2, 12 * MS, 30 * MS), Request(2, 3, 12 * MS, 30 * MS)]
         return score_requests(served, hits, held)
 
-    def test_by_thread_and_without_waiting_for_a_cpu(self):
-        result = self.found([Hit(1, 2_500_000, 9_999_999), Hit(3, 1_195_000, None)])
+    def test_by_thread(self):
+        result = self.found([Hit(1, 3_500_000, 2_500_000), Hit(3, 1_195_000, 1_195_000)])
         assert (result.requests, result.true, result.named, result.right) == (3, 2, 2, 2)
-        assert (result.true_ns, result.said_ns, result.close, result.f1) == (3_700_000, 3_695_000, 2, 1)
+        assert (result.true_ns, result.said_ns, result.close, result.f1) == (4_700_000, 4_695_000, 2, 1)
+
+    def test_without_waiting_for_a_cpu(self):
+        result = self.found([Hit(1, None, 2_500_000), Hit(3, None, 1_200_000)])
+        assert (result.true_ns, result.said_ns, result.close, result.f1) == (3_700_000, 3_700_000, 2, 1)
 
     def test_a_name_too_many_and_one_too_few(self):
         result = self.found([Hit(1, None, 1_200_000), Hit(2, None, 5_000_000), Hit(3, None, 900_000)])
@@ -299,8 +303,8 @@ class TestRequests:
         assert self.found([Hit(1, None, None), Hit(3, None, None)]).f1 == 1
 
     def test_row(self):
-        row = self.found([Hit(1, 2_500_000, None), Hit(3, 1_000_000, None)]).row("x", "trace")
-        assert row == ["x", "`trace`", "2 of 3", "2", "1.000", "**0.946**", "**1 of 2**"]
+        row = self.found([Hit(1, 3_500_000, 2_500_000), Hit(3, 1_000_000, 1_000_000)]).row("x", "trace")
+        assert row == ["x", "`trace`", "2 of 3", "2", "1.000", "**0.957**", "**1 of 2**"]
         assert Found().row("x", "psi")[4:] == ["–", "–", "–"]
 
 
