@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pymemcg.errors import SourceError
+from pymemcg import tracepoints
+from pymemcg.errors import NotSupported, SourceError
 from pymemcg.mounts import Entry, parse_entries, read_text
 
 State = Literal["yes", "partly", "no", "info"]
@@ -21,8 +22,6 @@ State = Literal["yes", "partly", "no", "info"]
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python has no name for it
 _CAPABILITIES = {"CAP_IPC_LOCK": 14, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38}
 _SECCOMP = {"0": "none", "1": "strict", "2": "a filter"}
-_TRACEFS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-_TRACEPOINTS = ("mm_vmscan_memcg_reclaim", "mm_vmscan_direct_reclaim")
 # gVisor said 4.4.0 of this date until 2026, and says 4.19.0-gvisor since (google/gvisor#13016).
 _GVISOR_BUILD = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
 _GVISOR_RELEASE = "-gvisor"
@@ -107,23 +106,37 @@ def _seccomp(status: dict[str, str]) -> Check:
 
 
 def _tracing(status: dict[str, str]) -> Iterator[Check]:
-    ids, mounted, problem = _event_ids()
-    if ids:
-        yield Check("tracefs", "yes", "the ids of the reclaim events can be read", facts={"event_ids": ids, "mounted": mounted})
+    ids: dict[str, int] | None = None
+    try:
+        ids = tracepoints.event_ids()
+    except NotSupported as error:
+        yield Check("tracefs", "no", str(error.args[0]), error.hint, {"event_ids": None})
     else:
-        missing = "root" if mounted else "root, and mount -t tracefs tracefs /sys/kernel/tracing"
-        yield Check("tracefs", "no", problem, missing, {"event_ids": None, "mounted": mounted})
-    held, level = _held(status), _paranoid()
-    allowed = _initial_user_namespace() and (held["CAP_PERFMON"] or held["CAP_SYS_ADMIN"])
-    facts = {"perf_event_paranoid": level, "allowed": allowed}
+        variable = tracepoints.EVENT_IDS_VARIABLE
+        source = f"given by {variable}" if variable in os.environ else "readable"
+        says = f"the ids of the reclaim events are {source}; a process that cannot read them may be given {variable} (--json has it)"
+        line = f"{variable}=" + ",".join(f"{name}={ident}" for name, ident in ids.items())
+        yield Check("tracefs", "yes", says, facts={"event_ids": ids, "environment": line})
+    yield _perf_events(ids, _held(status))
+
+
+def _perf_events(ids: dict[str, int] | None, held: dict[str, bool]) -> Check:
+    level = _paranoid()
     if level is None:
-        yield Check("perf events", "no", "the kernel has none (/proc/sys/kernel/perf_event_paranoid is absent)", facts=facts)
-    else:
-        # At -1 anybody may; exclude_kernel, which more may, counts reclaim as 0 for ever.
-        state: State = "yes" if allowed or level < 0 else "no"
-        needs = None if state == "yes" else "CAP_PERFMON (or root), and a seccomp profile that lets perf_event_open pass"
-        says = f"perf_event_paranoid is {level}; only exact times of reclaim, by thread, need them"
-        yield Check("perf events", state, says, needs, facts)
+        says = "the kernel has none (/proc/sys/kernel/perf_event_paranoid is absent)"
+        return Check("perf events", "no", says, facts={"perf_event_paranoid": level, "allowed": False})
+    # At -1 anybody may; exclude_kernel, which more may, counts reclaim as 0 for ever.
+    allowed = level < 0 or (_initial_user_namespace() and (held["CAP_PERFMON"] or held["CAP_SYS_ADMIN"]))
+    problem = None if allowed else f"perf_event_paranoid is {level}"
+    if ids is not None:  # then there is no need to guess
+        problem = tracepoints.probe(ids)
+    facts = {"perf_event_paranoid": level, "allowed": problem is None}
+    if problem is None:
+        return Check("perf events", "yes", "exact times of reclaim, by thread (evidence trace), can be had", facts=facts)
+    says = f"{problem}; only exact times of reclaim, by thread (evidence trace), need them"
+    return Check(
+        "perf events", "no", says, "CAP_PERFMON (or root), and a seccomp profile that lets perf_event_open pass", facts
+    )
 
 
 def _paranoid() -> int | None:
@@ -131,19 +144,6 @@ def _paranoid() -> int | None:
         return int(read_text("/proc/sys/kernel/perf_event_paranoid"))
     except (SourceError, ValueError):
         return None
-
-
-def _event_ids() -> tuple[dict[str, int] | None, bool, str]:
-    """The ids of the tracepoints, whether tracefs is mounted, and why there are no ids."""
-    mounted = [mount.point for mount in _mounts() if mount.kind == "tracefs" and mount.point in _TRACEFS]
-    problem = f"tracefs is not mounted at {_TRACEFS[0]}"
-    for root in mounted:
-        try:
-            names = [f"{stem}_{end}" for stem in _TRACEPOINTS for end in ("begin", "end")]
-            return {name: int(read_text(f"{root}/events/vmscan/{name}/id")) for name in names}, True, ""
-        except (SourceError, ValueError) as error:
-            problem = f"the ids of the reclaim events cannot be read: {error}"
-    return None, bool(mounted), problem
 
 
 def _mounts() -> list[Entry]:

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from pymemcg import surroundings
+from pymemcg import surroundings, tracepoints
+from pymemcg.errors import NotSupported
 from pymemcg.surroundings import check_surroundings, jiffy_ns
 
 COMMAND = [sys.executable, "-m", "pymemcg", "doctor"]
@@ -87,8 +88,13 @@ def test_hz_is_the_kernels_and_not_userspaces():
 
 
 def test_privileges_of_a_common_container(monkeypatch):
+    def event_ids():
+        raise NotSupported("tracefs is not mounted", hint="mount it")
+
     monkeypatch.setattr(surroundings, "_status", lambda: DOCKER)
+    monkeypatch.setattr(tracepoints, "event_ids", event_ids)
     found = {check.name: check for check in check_surroundings()}
+    assert (found["tracefs"].state, found["tracefs"].needs) == ("no", "mount it")
     assert found["seccomp"].facts == {"seccomp_mode": 2}
     assert "perf_event_open" in found["seccomp"].says
     assert not any(found["privileges"].facts["capabilities"].values())
