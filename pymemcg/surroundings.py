@@ -114,7 +114,7 @@ def _tracing(status: dict[str, str]) -> Iterator[Check]:
     else:
         variable = tracepoints.EVENT_IDS_VARIABLE
         source = f"given by {variable}" if variable in os.environ else "readable"
-        says = f"the ids of the reclaim events are {source}; a process that cannot read them may be given {variable} (--json has it)"
+        says = f"the ids of the reclaim events are {source}; who cannot read them may be given {variable} (--json has it)"
         line = f"{variable}=" + ",".join(f"{name}={ident}" for name, ident in ids.items())
         yield Check("tracefs", "yes", says, facts={"event_ids": ids, "environment": line})
     yield _perf_events(ids, _held(status))
