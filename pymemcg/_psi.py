@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 
 PAGE_BYTES: Final = 4096
 HISTORY: Final = 15
-"""Windows over which the cost of a unit is a median: a reclaim that waits for a disk is in one of them."""
+"""Windows from which it is taken what a unit usually costs."""
+USUAL: Final = 0.3
+"""That quantile of what it cost in each: in some of them one reclaim that took long is spread over all."""
 SHORT_NS: Final = 2_500_000
 """Only in ticks at most so long is a thread that hits in three in a row taken to have done nothing else in the middle one."""
 PAUSE_NS: Final = 5_000_000
 """Hits further apart than this are not of one stall."""
-TOUCH_NS: Final = 4_000
+CHOICE: Final = 0.75
+"""Stall time that fits into some pauses went there if it fills them to such a part: else it is not known which it was."""
+LONGEST_WAIT_NS: Final = 100_000_000
+"""A pause in which a thread waited for a CPU is not longer: the scheduler is fair."""
+TOUCH_NS: Final = 4_200
 """What a page costs who touches it, beside reclaim: a fault, clearing it, and what is written to it, 1 to 4 µs."""
 CLEARLY: Final = 0.8
 """PSI must show less than this share of what that leaves for reclaim, to be taken to show a part only."""
-COLD: Final = 0.4
+COLD: Final = 0.25
 """The first reclaim after a pause costs so much more: neither its code nor its data is in a cache."""
 CLUSTER: Final = 42
 """Hits a reclaim where each page is one: it frees at least SWAP_CLUSTER_MAX = 32 pages, 41 as a rule, and is a hit itself."""
@@ -173,6 +179,7 @@ class _Sums:
         held: Best estimate of the stall time.
         surely: It is at least that.
         most: … and at most that.
+        share: Of the time for which reclaiming threads ran, so much was reclaim.
     """
 
     units: Floats
@@ -180,6 +187,7 @@ class _Sums:
     held: Floats
     surely: Floats
     most: Floats
+    share: Floats
 
 
 def _units(ticks: Ticks, of: Ints, inside: Bools, count: int) -> tuple[Floats, Floats]:
@@ -257,7 +265,9 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     pace = _pace(rows, units)
     work = np.clip(_times(pace[rows.run_of], rows.run_units), rows.run_least, rows.run_most)
     busy = np.minimum(_summed(rows.run_of, work, count), np.maximum(cpu + some, 1))
-    pauses = _summed(rows.of, np.where(rows.pause < 4 * PAUSE_NS, rows.pause, 0), count)
+    pauses, waits = (
+        _summed(rows.of, np.where(rows.pause < most, rows.pause, 0), count) for most in (4 * PAUSE_NS, LONGEST_WAIT_NS)
+    )
     nonidle = np.maximum(cpu, busy)
     other = nonidle - busy
     together = np.clip((wall - busy) / np.maximum(other, 1), 0, 1)
@@ -265,7 +275,8 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     least = nonidle / np.maximum(busy + other * together, 1)
     most = np.maximum(min(cpus, 2), nonidle / np.maximum(busy + other * apart, 1))
     told = np.where(units > 0, some * np.maximum(least, 1), some)
-    waited = np.minimum(wait * np.maximum(least, 1) * np.minimum(1, (busy + pauses) / np.maximum(cpu + wait, 1)), pauses)
+    part = np.clip(np.maximum(busy / np.maximum(cpu, 1), (busy + pauses) / wall), 0, 1)
+    waited = np.minimum(wait * np.maximum(least, 1) * part, waits)
     low, high = np.zeros(count), np.ones(count)
     for _ in range(STEPS):
         share = (low + high) / 2
@@ -274,7 +285,8 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     held = np.maximum(told - waited * low**PREEMPTED, 0)
     floor = units * np.where(np.isfinite(pace), np.maximum(pace - TOUCH_NS, 0), 0)
     held = np.where(held < CLEARLY * floor, np.maximum(held, np.minimum(some * most, floor)), held)
-    return _Sums(units, pace, held, np.maximum(some - waited, 0), np.maximum(some * most, held))
+    surely, share = np.maximum(some - waited, 0), np.clip(held / np.maximum(busy, 1), 0, 1)
+    return _Sums(units, pace, held, surely, np.maximum(some * most, held), share)
 
 
 def _pace(rows: _Rows, units: Floats) -> Floats:
@@ -308,18 +320,23 @@ def _times(pace: Floats, units: Floats) -> Floats:
 
 
 def _beyond(rows: _Rows, sums: _Sums) -> Floats:
-    """By what each run took longer (or less) than its units explain at the usual pace: a slow one, or dear ones among cheap."""
+    """By what each run took longer (or less) than its units explain at the usual pace: a slow one, or dear ones among cheap.
+
+    What took longer was reclaim in so far as the time is spent in reclaim at all.
+    """
     usual = _times(sums.pace[rows.run_of], rows.run_units)
     known = np.isfinite(usual)
-    return np.where(known, np.clip(0, rows.run_least - np.where(known, usual, 0), rows.run_most - np.where(known, usual, 0)), 0)
+    usual = np.where(known, usual, 0)
+    beyond = np.where(known, np.clip(0, rows.run_least - usual, rows.run_most - usual), 0)
+    return np.where(beyond > 0, beyond * sums.share[rows.run_of], beyond)
 
 
 def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
     """What a unit costs in each window, and how far windows differ in that.
 
     A run of u units is held for c u + x, x as `_beyond` has it and at least 0; c makes the sum over the window what PSI says.
-    The usual cost is the median of the HISTORY: one window's is too high where one reclaim took very long, and too low where
-    PSI showed half. Of a window `ahead` it is all there is.
+    The usual cost is a quantile over the HISTORY: one window's own is too high where one reclaim took very long, and too low
+    where PSI showed half. Of a window `ahead` it is all there is.
     """
     count = sums.units.size
     some = np.flatnonzero(sums.units > 0)
@@ -337,7 +354,7 @@ def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
     recent = np.sort(np.lib.stride_tricks.sliding_window_view(padded, HISTORY), axis=1)  # what is not known comes last
     last, at = np.maximum(np.isfinite(recent).sum(axis=1) - 1, 0), np.arange(some.size)
     usual, wide = np.zeros(count), np.ones(count)
-    usual[some] = np.nan_to_num(recent[at, last // 2] + recent[at, (last + 1) // 2]) / 2
+    usual[some] = np.nan_to_num(recent[at, (last * USUAL).astype(np.int64)])
     wide[some] = np.nan_to_num(recent[at, (last * 0.9).astype(np.int64)]) / np.maximum(usual[some], 1)
     cost = np.where(low > usual, usual, np.minimum(usual, 2 * low))
     if ahead:
@@ -357,6 +374,8 @@ def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
     runs += (np.maximum(left, 0) / np.maximum(sums.units, 1e-9))[rows.run_of] * rows.run_units
     runs = np.minimum(runs, rows.run_most)
     held = np.minimum(runs[rows.run] * (rows.units / rows.run_units[rows.run]), rows.length)
+    left = sums.held - _summed(rows.of, held + paused, count)
+    paused = np.where(paused > 0, paused, _fitting(rows, np.where(left > 0.1 * sums.held, left, 0)))
     left = sums.held - _summed(rows.of, held + paused, count)
     after = _after(rows, np.where(left > 0.1 * sums.held, left, 0), np.where(paused > 0, 0, rows.pause))
     held, gone = held + paused + after, np.where(paused > 0, rows.pause, after)
@@ -378,11 +397,11 @@ def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
 
 
 def _fitting(rows: _Rows, left: Floats) -> Floats:
-    """What is left of a window's stall time goes into those pauses that it can have filled: one reclaim outlasted its tick."""
+    """What is left of a window's stall time goes into the pauses that it can have filled, where there is little choice."""
     fits = (rows.pause > 0) & (rows.pause <= 1.1 * left[rows.of] + 1e6) & (left[rows.of] > 0)
     pauses = np.where(fits, rows.pause, 0)
-    share = np.minimum(1, left / np.maximum(_summed(rows.of, pauses, left.size), 1))
-    return pauses * share[rows.of]
+    share = left / np.maximum(_summed(rows.of, pauses, left.size), 1)
+    return pauses * np.where(share > CHOICE, np.minimum(share, 1), 0)[rows.of]
 
 
 def _after(rows: _Rows, left: Floats, pauses: Floats) -> Floats:
