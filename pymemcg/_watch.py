@@ -17,9 +17,21 @@ from pymemcg.channel import Channels
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pymemcg._hit import Hit
     from pymemcg.channel import Channel
     from pymemcg.sampler import Sampler
+    from pymemcg.stalls import Stall
 
+COST_FACTOR = 50
+"""What takes long rests this many times as long: the thread may use 1/50 of a core, whatever happens."""
+HARM_NS = 1_000_000
+"""What a span must have lost to be told of: `Policy.least_ns`."""
+LATE_NS = 100_000_000
+"""Spans are looked at so long after their end: their thread may have waited for the GIL between its clock and its note."""
+RETRY_NS = 1_000_000_000
+"""What raised an error is tried again so much later."""
+FORGOTTEN_NS = 60_000_000_000
+"""So long after a stall no more hits of it can be found (`Policy.reach_ns`)."""
 SLOW_S = 1.0
 """A callback that takes longer is told of, once: nobody hears of anything else meanwhile."""
 
@@ -171,6 +183,49 @@ class Kills:
             return None
         limits = rows["limit_bytes"][(rows["level"] == 0) & (rows["t_ns"] <= t_ns)]
         return int(limits[-1]) if len(limits) and limits[-1] != NONE else None
+
+
+class HitNews:
+    """Hits of this process's spans, each once, when nothing about it will change any more.
+
+    Hits come only after stalls, but long after: a span ends whenever it ends.
+
+    Args:
+        since_ns: Spans that ended before are left out.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, since_ns: int) -> None:
+        self._told_ns = since_ns
+        self._stalled_ns = self._due_ns = NONE
+
+    def stalled(self, stall: Stall, now_ns: int) -> None:
+        """A stall was told: there may be hits."""
+        if stall.harmless is not True:
+            self._stalled_ns, self._due_ns = stall.end_ns or now_ns, now_ns
+
+    def news(self, sampler: Sampler, now_ns: int, *, last: bool) -> list[Hit]:
+        """Those that have become final; where it is the `last` call, all that are left."""
+        if self._stalled_ns == NONE or (now_ns < self._due_ns and not last):
+            return []
+        began, self._due_ns = time.thread_time_ns(), now_ns + RETRY_NS
+        durations = any(sampler.evidence.get(name, "") is None for name in ("trace", "psi"))
+        hits = sampler.hits(min_ns=HARM_NS if durations else 0)
+        until_ns = NONE if last else min(hits.final_until_ns, now_ns - LATE_NS)
+        found = []
+        for at in reversed(range(len(hits))):
+            hit = hits[at]
+            if hit.end_ns <= self._told_ns - LATE_NS:
+                break
+            if self._told_ns < hit.end_ns <= until_ns:
+                found.append(hit)
+        self._told_ns = max(self._told_ns, until_ns)
+        if self._told_ns > self._stalled_ns + FORGOTTEN_NS:
+            self._stalled_ns = NONE
+        rest_ns = max((now_ns - self._stalled_ns) // 4, COST_FACTOR * (time.thread_time_ns() - began))
+        self._due_ns = now_ns + min(rest_ns, FORGOTTEN_NS)
+        return found[::-1]
 
 
 class Callbacks:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from pymemcg._hit import Hit
     from pymemcg.cgroup import Target
     from pymemcg.stalls import Stall
     from pymemcg.watching import OomKill
@@ -52,6 +53,7 @@ class Sampler(Watched, Marked, Channels):
         event_ids: Ids of the tracepoints for a process that may open them (CAP_PERFMON) but cannot read tracefs; see
             `pymemcg.tracepoints`. Without them the environment variable PYMEMCG_EVENT_IDS, or tracefs.
         on_stall: Called with each `Stall`, first `open`, then `closed`; a harmless one every 10 s. From a thread of its own.
+        on_hit: Called with each `Hit` that cost a span a millisecond or nobody knows how much, once it is final, likewise.
         on_oom: Called with an `OomKill` when processes of the group were killed, from the same thread.
 
     Thread-safe. A forked child re-attaches at its first use of the sampler.
@@ -68,6 +70,7 @@ class Sampler(Watched, Marked, Channels):
         evidence: str = "auto",
         event_ids: Mapping[str, int] | None = None,
         on_stall: Callable[[Stall], object] | None = None,
+        on_hit: Callable[[Hit], object] | None = None,
         on_oom: Callable[[OomKill], object] | None = None,
     ) -> None:
         self._spec = target
@@ -80,7 +83,7 @@ class Sampler(Watched, Marked, Channels):
             "event_ids": event_ids,
         }
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
-        self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_oom=on_oom))
+        self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_hit=on_hit, on_oom=on_oom))
         self._mark(disabled=self._disabled)
         self._lock = threading.RLock()
         self._running: Running | None = None

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from pymemcg._streams import StallStream
-from pymemcg._watch import Callbacks, Glance, Kills, OomKill, Source, native_lock
+from pymemcg._watch import COST_FACTOR, Callbacks, Glance, HitNews, Kills, OomKill, Source, native_lock
 from pymemcg.errors import NotStarted
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ PENDING_NS, PENDING_FOR_NS = 1_000_000_000, 10_000_000_000
 """Afterwards so often, and for so long, while something is open or waits for evidence: a glance sees when PSI is read."""
 RESTING_NS = 5_000_000_000
 """And else so often, lest the rings outrun its cursors; more often where they are short."""
-COST_FACTOR = 50
-"""The detector rests this many times as long as it took, up to PENDING_NS: it may use 1/50 of a core, whatever happens."""
 PATIENCE_S = 2.0
 """How long stop() waits for a callback that is running."""
 RETRY_S = (1.0, 60.0)
@@ -59,6 +57,7 @@ class Watch:
         self._told_before: set[tuple[object, ...]] = set()
         self._since_ns = time.monotonic_ns()
         self._glance, self._kills = Glance(self._source), Kills(self._source)
+        self._hits = HitNews(self._since_ns)
         self._detector: Detector | None = None
         self._changed_ns = self._asked_ns = self._rest_ns = 0
         self._retry_s, self._retry_at_s = RETRY_S[0], 0.0
@@ -153,14 +152,14 @@ class Watch:
             After how many seconds to look again, or None: it is over.
         """
         last = self._stopping or self._is_gone()
-        for news in (self._kills_news, self._stalls_news):
+        for news in (self._kills_news, self._stalls_news, self._hits_news):
             try:
                 if not self.over:
                     news(last=last)
             except ReferenceError:  # the sampler was dropped
                 last = True
             except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on, and so does the watching
-                self._failed(error)
+                self._failed(news.__name__.strip("_"), error)
         with self._lock:
             self._streams = [weakref.ref(stream) for stream in self._listeners()]
             unheard = not self._streams and not self._callbacks
@@ -185,6 +184,12 @@ class Watch:
             self._changed_ns = now
         if last or (now >= self._retry_at_s * 1e9 and now - self._asked_ns >= self._interval_ns(now)):
             self._ask(last=last)
+
+    def _hits_news(self, *, last: bool) -> None:
+        sampler = self._sampler() if "on_hit" in self._callbacks else None
+        if sampler is not None:
+            for hit in self._hits.news(sampler, time.monotonic_ns(), last=last):
+                self._callbacks.tell("on_hit", hit)
 
     def _interval_ns(self, now: int) -> int:
         if now - self._changed_ns < SETTLING_NS:
@@ -219,14 +224,17 @@ class Watch:
                     self._told_before.discard(key)
                     return
             streams = self._listeners()
+        self._hits.stalled(stall, time.monotonic_ns())
         for stream in streams:
             stream._put(stall)  # noqa: SLF001 - one room
         self._callbacks.tell("on_stall", stall)
 
-    def _failed(self, error: Exception) -> None:
-        """Go on with a new detector from the rings; what was told is not told again."""
-        kind = ("watch", type(error).__qualname__)
-        self._callbacks.say(kind, "stalls cannot be detected for now; further %s are not logged", type(error).__name__)
+    def _failed(self, what: str, error: Exception) -> None:
+        """Go on; with stalls by a new detector from the rings. What was told is not told again."""
+        kind = type(error).__name__
+        self._callbacks.say((what, kind), "no %s for now; further %s are not logged", what.replace("_", " "), kind)
+        if what != self._stalls_news.__name__.strip("_"):
+            return
         self._told_before = set(self._open)
         if self._detector is not None:
             self._since_ns = max(self._since_ns, self._detector.final_until_ns)
