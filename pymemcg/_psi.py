@@ -34,6 +34,8 @@ PAUSE_NS: Final = 5_000_000
 """Hits further apart than this are not of one stall."""
 CHOICE: Final = 0.75
 """Stall time that fits into some pauses went there if it fills them to such a part: else it is not known which it was."""
+CALM: Final = 0.2
+"""Where waiting for a CPU is more of the stall time than this, pauses are that, and not reclaims that outlasted their tick."""
 LONGEST_WAIT_NS: Final = 100_000_000
 """A pause in which a thread waited for a CPU is not longer: the scheduler is fair."""
 TOUCH_NS: Final = 4_200
@@ -44,12 +46,6 @@ COLD: Final = 0.25
 """The first reclaim after a pause costs so much more: neither its code nor its data is in a cache."""
 CLUSTER: Final = 42
 """Hits a reclaim where each page is one: it frees at least SWAP_CLUSTER_MAX = 32 pages, 41 as a rule, and is a hit itself."""
-PREEMPTED: Final = 0.25
-"""A thread that is in reclaim for a share r of its running time is there for r ** 0.25 of its waiting for a CPU.
-
-Preemption without CONFIG_PREEMPT happens where the kernel offers it, and reclaim offers it often (cond_resched). Measured: 20 %
-of the running time of a thread that reads page cache is reclaim, and 66 % of its waiting. With r itself, harmless reclaim
-beside CPU hogs would be told as stalls."""
 STEPS: Final = 24
 """Of bisections: a part in 16 million."""
 LEAST: Final = 0.75
@@ -180,6 +176,7 @@ class _Sums:
         surely: It is at least that.
         most: … and at most that.
         share: Of the time for which reclaiming threads ran, so much was reclaim.
+        calm: Whether hardly any of it was waiting for a CPU.
     """
 
     units: Floats
@@ -188,6 +185,7 @@ class _Sums:
     surely: Floats
     most: Floats
     share: Floats
+    calm: Bools
 
 
 def _units(ticks: Ticks, of: Ints, inside: Bools, count: int) -> tuple[Floats, Floats]:
@@ -248,9 +246,9 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     time, and as little as does not fit on the other CPUs. Threads that wander, or stall on several CPUs by turns, may add
     another factor of two.
 
-    Time for which a thread was preempted while in reclaim is in `some` too: that is solved from r A + r ** PREEMPTED w = some,
-    with w the waiting of those threads: what is in cpu.pressure, at their share of the group's time, and no more than the
-    ticks have room for.
+    Time for which a thread was preempted while in reclaim is in `some`, too. Where another thread of the group ran instead, it
+    is not in `full`, which tells of reclaim as it runs (psi_group_change()). Of the rest, w of waiting beside A of running, so
+    much was within reclaim as PSI makes of both together.
 
     At the same time a run of ticks without a pause spends what is beyond TOUCH_NS a page in reclaim, if nothing else is
     done: where PSI allows for so much, it is that much.
@@ -261,6 +259,10 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     wait = (
         np.zeros(count) if windows.cpu_wait_us is None else np.where(windows.cpu_wait_us == NONE, 0, windows.cpu_wait_us * 1e3)
     )
+    full = np.minimum(windows.full_us * 1e3, some)
+    alone, contended = np.maximum(full, some - wait), wait / np.maximum(cpu, 1)
+    wait = np.maximum(wait - (some - alone), 0) * full / np.maximum(some, 1)
+    some = alone
     units = _summed(rows.of, rows.units, count)
     pace = _pace(rows, units)
     work = np.clip(_times(pace[rows.run_of], rows.run_units), rows.run_least, rows.run_most)
@@ -277,16 +279,12 @@ def _sums(rows: _Rows, windows: Windows, cpus: int) -> _Sums:
     told = np.where(units > 0, some * np.maximum(least, 1), some)
     part = np.clip(np.maximum(busy / np.maximum(cpu, 1), (busy + pauses) / wall), 0, 1)
     waited = np.minimum(wait * np.maximum(least, 1) * part, waits)
-    low, high = np.zeros(count), np.ones(count)
-    for _ in range(STEPS):
-        share = (low + high) / 2
-        over = share * busy + waited * share**PREEMPTED > told
-        low, high = np.where(over, low, share), np.where(over, share, high)
-    held = np.maximum(told - waited * low**PREEMPTED, 0)
-    floor = units * np.where(np.isfinite(pace), np.maximum(pace - TOUCH_NS, 0), 0)
+    held = np.maximum(told - waited * np.minimum(told / np.maximum(busy + waited, 1), 1), 0)
+    free = np.where(np.isfinite(pace), pace, 0) / (1 + contended * part)
+    floor = units * np.maximum(free - TOUCH_NS, 0)
     held = np.where(held < CLEARLY * floor, np.maximum(held, np.minimum(some * most, floor)), held)
     surely, share = np.maximum(some - waited, 0), np.clip(held / np.maximum(busy, 1), 0, 1)
-    return _Sums(units, pace, held, surely, np.maximum(some * most, held), share)
+    return _Sums(units, pace, held, surely, np.maximum(some * most, held), share, waited <= CALM * told)
 
 
 def _pace(rows: _Rows, units: Floats) -> Floats:
@@ -369,14 +367,14 @@ def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
     count = sums.units.size
     runs = np.maximum(cost[rows.run_of] * rows.run_units + _beyond(rows, sums), 0)
     left = np.maximum(sums.held - _summed(rows.run_of, runs, count), 0)
-    paused = _fitting(rows, np.where(left > np.maximum(0.1 * sums.held, 1e6), left, 0))
+    paused = _fitting(rows, np.where(sums.calm & (left > np.maximum(0.1 * sums.held, 1e6)), left, 0))
     left -= _summed(rows.of, paused, count)
     runs += (np.maximum(left, 0) / np.maximum(sums.units, 1e-9))[rows.run_of] * rows.run_units
     runs = np.minimum(runs, rows.run_most)
     held = np.minimum(runs[rows.run] * (rows.units / rows.run_units[rows.run]), rows.length)
-    left = sums.held - _summed(rows.of, held + paused, count)
+    left = np.where(sums.calm, sums.held - _summed(rows.of, held + paused, count), 0)
     paused = np.where(paused > 0, paused, _fitting(rows, np.where(left > 0.1 * sums.held, left, 0)))
-    left = sums.held - _summed(rows.of, held + paused, count)
+    left = np.where(sums.calm, sums.held - _summed(rows.of, held + paused, count), 0)
     after = _after(rows, np.where(left > 0.1 * sums.held, left, 0), np.where(paused > 0, 0, rows.pause))
     held, gone = held + paused + after, np.where(paused > 0, rows.pause, after)
     ratio = np.divide(sums.surely, sums.held, out=np.zeros(count), where=sums.held > 0)
