@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pymemcg._version import __version__
 from pymemcg.cgroup import Level, Target, resolve
 from pymemcg.channel import Channel, Window
@@ -11,7 +13,12 @@ from pymemcg.recording import Recording, open  # noqa: A004 - as in gzip.open, a
 from pymemcg.sampler import Sampler
 from pymemcg.stalls import Detector, Policy, Stall, Stalls, stalls
 
+if TYPE_CHECKING:
+    from pymemcg.integrations.asgi import ASGIMiddleware
+    from pymemcg.integrations.wsgi import WSGIMiddleware
+
 __all__ = [
+    "ASGIMiddleware",
     "Channel",
     "Detector",
     "Level",
@@ -26,9 +33,22 @@ __all__ = [
     "Stalls",
     "Target",
     "TargetError",
+    "WSGIMiddleware",
     "Window",
     "__version__",
     "open",
     "resolve",
     "stalls",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ASGIMiddleware":
+        from pymemcg.integrations.asgi import ASGIMiddleware
+
+        return ASGIMiddleware
+    if name == "WSGIMiddleware":
+        from pymemcg.integrations.wsgi import WSGIMiddleware
+
+        return WSGIMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

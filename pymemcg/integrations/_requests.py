@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-MAX_PATHS: Final = 1000
-"""Whoever asks for random paths must not fill the service's memory: so many are told apart, and as many templates of routes."""
+MAX_PATHS: Final = 500
+"""Whoever asks for random paths must not fill the service's memory: so many are told apart, and as many templates of routes.
+A sampler tells 1,024 names apart."""
 MAX_PATH_CHARS: Final = 120
 OTHER_METHOD: Final = "(other method)"
 OTHER_PATH: Final = "(other path)"

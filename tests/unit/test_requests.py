@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import threading
 
+import pydantic
 import pytest
 
 from pymemcg.integrations._pool import Watched
@@ -126,21 +127,57 @@ class TestPool:
         assert asyncio.run(serve()) == ran
         assert len(set(ran.values())) == 20
 
-    def test_through_starlette_and_fastapi(self):
+    def test_through_fastapi_and_not_the_thread_of_what_else_runs_in_the_pool(self):
         fastapi = pytest.importorskip("fastapi")
-        ran = []
+        ran: dict[str, int] = {}
+        together = {part: threading.Barrier(4) for part in ("dependency", "endpoint", "answer")}
+
+        class Answer(pydantic.BaseModel):
+            name: str
+
+            @pydantic.field_validator("name")
+            @classmethod
+            def check(cls, name: str) -> str:
+                together["answer"].wait(10)
+                return name
 
         def dependency() -> None:
-            pass
+            together["dependency"].wait(10)
 
         app = fastapi.FastAPI()
 
-        @app.get("/x", dependencies=[fastapi.Depends(dependency)])
-        def endpoint() -> None:
-            ran.append(threading.get_native_id())
+        @app.get("/x/{name}", dependencies=[fastapi.Depends(dependency)], response_model=Answer)
+        def endpoint(name: str) -> dict[str, str]:
+            ran[name] = threading.get_native_id()
+            together["endpoint"].wait(10)
+            return {"name": name}
 
-        assert run_watched(lambda: app(request_scope("/x"), no_body, ignore)) == ran[0]
-        assert ran[0] != threading.get_native_id()
+        async def one(name: str) -> int | None:
+            scope = request_scope(f"/x/{name}")
+            watched = Watched(app(scope, no_body, ignore), scope)
+            await watched
+            assert watched.start_ns < watched.end_ns
+            return watched.tid
+
+        async def serve() -> dict[str, int | None]:
+            return dict(zip("abcd", await asyncio.gather(*map(one, "abcd")), strict=True))
+
+        assert asyncio.run(serve()) == ran
+        assert len({threading.get_native_id(), *ran.values()}) == 5
+
+    def test_through_starlette(self):
+        applications, routing, responses = (
+            pytest.importorskip(f"starlette.{name}") for name in ("applications", "routing", "responses")
+        )
+        ran = []
+
+        def endpoint(request):
+            ran.append(threading.get_native_id())
+            return responses.PlainTextResponse("x")
+
+        app = applications.Starlette(routes=[routing.Mount("/a", routes=[routing.Route("/x", endpoint)])])
+        scope = request_scope("/a/x")
+        assert run_watched(lambda: app(scope, no_body, ignore), scope) == ran[0] != threading.get_native_id()
 
     def test_an_endpoint_of_the_loop_has_none_even_when_it_uses_the_pool_later(self):
         import anyio.to_thread
