@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bench.fidelity import costs, requests, running
 from bench.fidelity.judging import judge
-from bench.fidelity.keeping import keep, kept
+from bench.fidelity.keeping import keep, keep_others, kept, kept_others
 from bench.fidelity.running import Environment
 from bench.fidelity.table import Report
 from bench.fidelity.workloads import WORKLOADS, Workload
@@ -40,12 +40,15 @@ def main() -> int:
     report = Report(command, machine.describe(), seconds, failed=list(NOT_HERE))
     raw: dict[str, object] = {"about": report.about, "seconds": seconds, "runs": []}
     if args.again:
+        kept_others(args.again, report)
         for workload, environment, run in kept(args.again):
             if not args.only or workload.name in args.only:
                 report.judged.append(judge(workload, environment, run))
     else:
         _measure(report, raw, args, seconds)
-    report.steal = steal.ratio()
+        report.steal = steal.ratio()
+        if args.keep:
+            keep_others(args.keep, report)
     raw["runs"] = [each.describe() for each in report.judged]
     raw["failed"], raw["steal"] = report.failed, report.steal
     if args.json:

@@ -84,10 +84,12 @@ def judge(workload: Workload, environment: Environment, run: Run, evidence: Iter
             found.unavailable[name] = f"**fails: {type(error).__name__}: {error}**"
             continue
         told = [each for each in told if each.end_ns >= run.truth.since_ns and each.start_ns <= run.truth.until_ns]
-        found.scores[name] = score(true, told, hits if name == "counters" else None, ticks)
+        timed = name != "counters"
+        known = run.episodes(touches=name != "trace")  # by what happens at a tracepoint, where that is all there is to see
+        found.scores[name] = score(known, told, None if timed else hits, ticks, timed=timed)
         causes: dict[str, int] = {}
         for each in told:
-            if each.counts:
+            if each.harmless is not True:
                 causes[each.cause] = causes.get(each.cause, 0) + 1
         found.causes[name] = causes
         found.told[name] = [

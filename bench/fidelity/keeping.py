@@ -9,9 +9,13 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 
 from bench.fidelity.running import Environment, Run
+from bench.fidelity.table import Report
 from bench.fidelity.truth import Interval, Truth
 from bench.fidelity.workloads import WORKLOADS, Workload
 from pymemcg.recording import Recording
+
+_OTHERS = "others.json"
+_REPORTED = ("command", "about", "seconds", "failed", "requests", "costs", "steal")
 
 
 def keep(workload: Workload, environment: Environment, run: Run) -> None:
@@ -45,3 +49,17 @@ def kept(folder: str) -> Iterator[tuple[Workload, Environment, Run]]:
             Environment(**run["environment"]),
             Run(Recording(path), true, touches, begin_ns, end_ns, run["stats"], run["evidence"]),
         )
+
+
+def keep_others(folder: str, report: Report) -> None:
+    """Write what is no run of a workload."""
+    with open(f"{folder}/{_OTHERS}", "w", encoding="utf-8") as file:
+        json.dump({name: getattr(report, name) for name in _REPORTED}, file)
+
+
+def kept_others(folder: str, report: Report) -> None:
+    """Read it again, where there is any."""
+    path = Path(folder, _OTHERS)
+    if path.exists():
+        for name, value in json.loads(path.read_text()).items():
+            setattr(report, name, value)

@@ -27,7 +27,8 @@ _SETTLE_S = 1.0
 """What starting costs belongs to no load, and PSI's averages and the sampler's pace then are what they will be."""
 _QUIET_S = 0.4
 """Before the first touch and after the last one: what is under way ends, and PSI may be read once more."""
-_MARGIN_S = 4.0
+_MARGIN_S = 6.0
+_PSI_PATIENCE_S, _COMPUTE_S = 3.0, 0.1
 _WRITE_EVERY_S = 0.5
 _ADMINISTRATOR_S = 0.5
 
@@ -72,10 +73,10 @@ class Run:
     stats: dict[str, Any]
     evidence: dict[str, str | None]
 
-    def episodes(self) -> list[Episode]:
-        """The stalls that there truly were."""
-        moments = truth.of_intervals(self.truth) + truth.held(self.touches, self.truth.waits)
-        return truth.episodes(moments)
+    def episodes(self, *, touches: bool = True) -> list[Episode]:
+        """The stalls that there truly were, by tracepoints and, unless they are left out, by touches."""
+        moments = truth.of_intervals(self.truth)
+        return truth.episodes([*moments, *truth.held(self.touches, self.truth.waits)] if touches else moments)
 
 
 def run(workload: Workload, environment: Environment, seconds: float, path: str) -> Run:
@@ -119,6 +120,7 @@ def run(workload: Workload, environment: Environment, seconds: float, path: str)
             if company:
                 company.end()
             _record_until(recorder, time.monotonic_ns() + round(_QUIET_S * 1e9))
+            _await_psi(recorder, sampler, workers[0])
             records, lost, until_ns = trace.records(), trace.lost(), time.monotonic_ns()
         stats = workers[0].call("bench.fidelity.work.stats") if environment.inside else sampler.stats()
         evidence = getattr(sampler, "evidence", {})
@@ -200,6 +202,20 @@ def _record_until(recorder: Recorder, end_ns: int) -> None:
     while (left_s := (end_ns - time.monotonic_ns()) / 1e9) > 0:
         time.sleep(min(left_s, _WRITE_EVERY_S))
         recorder.write()
+
+
+def _await_psi(recorder: Recorder, sampler: Sampler, worker: Worker) -> None:
+    """Until PSI was read once more: a service goes on working, and only groups that work may be asked for their PSI."""
+    begun_ns = time.monotonic_ns()
+    deadline_ns = begun_ns + round(_PSI_PATIENCE_S * 1e9)
+    while sampler.pressure.names and time.monotonic_ns() < deadline_ns:
+        rows = sampler.pressure.window(rows=1)
+        if len(rows) and rows["t_ns"][-1] > begun_ns:
+            return
+        end_ns = time.monotonic_ns() + round(_COMPUTE_S * 1e9)
+        worker.begin("bench.fidelity.work.spin", begin_ns=0, end_ns=end_ns, cpu=0)
+        _record_until(recorder, end_ns)
+        worker.end()
 
 
 @contextlib.contextmanager

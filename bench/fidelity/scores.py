@@ -44,11 +44,6 @@ class Said:
     tids: frozenset[int] = frozenset()
     cause: str = "unknown"
 
-    @property
-    def counts(self) -> bool:
-        """Whether it is said to be of a millisecond or more; where that is not known, that there was something at all."""
-        return self.harmless is not True
-
 
 def said(stall: Any) -> Said:
     """Take what is scored out of a `pymemcg.stalls.Stall`."""
@@ -73,6 +68,7 @@ class Score:
         true: Stalls of a millisecond or more that there were.
         found: … of them that were told of.
         told: Stalls of a millisecond or more that were told of.
+        vague: Stalls told of without a duration; they count as told only where no duration is to be had.
         right: … of them that were true.
         missed_ns: What those that were not found were worth, by their longest 10 ms.
         invented_ns: What those that were not true were said to be worth; -1 = that was not said.
@@ -90,6 +86,7 @@ class Score:
     told: int = 0
     right: int = 0
     unhit: int = 0
+    vague: int = 0
     missed_ns: list[int] = field(default_factory=list)
     invented_ns: list[int] = field(default_factory=list)
     onset_ns: list[int] = field(default_factory=list)
@@ -119,7 +116,14 @@ class Score:
         return sum(inside) / len(inside) if inside else None
 
 
-def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | None = None, ticks: Sequence[int] = ()) -> Score:
+def score(
+    true: Sequence[Episode],
+    told: Sequence[Said],
+    hits: Sequence[int] | None = None,
+    ticks: Sequence[int] = (),
+    *,
+    timed: bool = True,
+) -> Score:
     """Compare.
 
     A true stall was found where one that is told of as counting overlaps it, give or take two ticks, and the other way round.
@@ -129,10 +133,11 @@ def score(true: Sequence[Episode], told: Sequence[Said], hits: Sequence[int] | N
         told: All that were told of.
         hits: When counters rose, sorted; None = not asked.
         ticks: When there was a tick; none = each millisecond.
+        timed: Whether the evidence can tell durations: then a stall without one tells of no millisecond.
     """
-    counting = [each for each in told if each.counts]
+    counting = [each for each in told if each.harmless is False or (each.harmless is None and not timed)]
     big = [each for each in true if each.counts]
-    found = Score(true=len(big), told=len(counting))
+    found = Score(true=len(big), told=len(counting), vague=sum(each.harmless is None for each in told))
     for episode in big:
         beside = [each for each in counting if _touch(each, episode)]
         if beside:

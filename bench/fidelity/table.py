@@ -58,6 +58,8 @@ class Report:
             made,
             "### All workloads together",
             _table(_TOTALS, [_total(self.judged, name) for name in EVIDENCE]),
+            "### Where nothing should be told",
+            _table(_QUIET, [_quiet_row(each) for each in self.judged if not each.workload.true_stalls]),
             "### The workloads",
             "\n".join(f"- **{each.name}**: {each.title}" for each in dict.fromkeys(each.workload for each in self.judged)),
             "### Stalls, workload by workload",
@@ -90,13 +92,25 @@ class Report:
 
 
 _TOTALS = (
-    "evidence", "stalls ≥ 1 ms", "recall", "of those missed, near 1 ms", "told", "precision", "of those not true, near 1 ms",
-    "onset p50 / p95, ticks", "said ÷ true time", "inside lo…hi", "hi ÷ lo",
-)  # fmt: skip
-_STALLS = (
-    "workload", "evidence", "stalls ≥ 1 ms", "recall", "told", "precision", "onset p50 / p95, ticks", "said ÷ true time",
-    "inside lo…hi", "hi ÷ lo",
-)  # fmt: skip
+    "evidence",
+    "stalls ≥ 1 ms",
+    "recall",
+    "of those missed, near 1 ms",
+    "told",
+    "told without a duration",
+    "precision",
+    "of those not true, near 1 ms",
+    "onset p50 / p95, ticks",
+    "said ÷ true time",
+    "inside lo…hi",
+    "hi ÷ lo",
+)
+_STALLS = ("workload", *(name for name in _TOTALS if "near" not in name))
+_QUIET = (
+    "workload",
+    "stalls ≥ 1 ms that there truly were",
+    *(f"told of by `{name}`, not true" for name in EVIDENCE if name != "counters"),
+)
 _INTERVALS = ("workload", "true", "found", "invented", "begin apart p50 / p99", "end apart p50 / p99")
 _REQUESTS = (
     "requests",
@@ -123,8 +137,14 @@ def _total(judged: Sequence[Judged], name: str) -> list[str]:
     promised = name != "counters"
     row = [f"`{name}`", *_figures(whole, promised=promised)]
     row.insert(3, f"{near(whole.missed_ns)} of {len(whole.missed_ns)}")
-    row.insert(6, f"{near(whole.invented_ns)} of {len(whole.invented_ns)}")
+    row.insert(7, f"{near(whole.invented_ns)} of {len(whole.invented_ns)}")
     return row
+
+
+def _quiet_row(each: Judged) -> list[str]:
+    wrong = [each.scores.get(name) for name in EVIDENCE if name != "counters"]
+    true = max((score.true for score in each.scores.values()), default=0)
+    return [_where(each), str(true), *(_NONE if s is None else _bold(str(s.told - s.right), s.told > s.right) for s in wrong)]
 
 
 def _stall_rows(each: Judged) -> Iterable[list[str]]:
@@ -146,6 +166,7 @@ def _figures(score: Score, *, promised: bool) -> list[str]:
         str(score.true),
         _share(score.recall, RECALL),
         str(score.told),
+        str(score.vague),
         precision,
         _bold(f"{middle:.1f} / {late:.1f}", promised and late > ONSET_TICKS) if len(onsets) else _NONE,
         f"{sum(score.said_ns) / sum(score.true_ns):.2f}" if score.true_ns else _NONE,

@@ -125,8 +125,10 @@ def take_turns(touch: Touch, turns: Turns, begin_ns: int, end_ns: int, *, long_n
     return [list(pair) for pair in zip(starts, ends, strict=True)]
 
 
-def spin(*, begin_ns: int, end_ns: int) -> None:
-    """Compute without a pause and without touching fresh memory."""
+def spin(*, begin_ns: int, end_ns: int, cpu: int | None = None) -> None:
+    """Compute without a pause and without touching fresh memory, where `cpu` is said on that one."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[cpu]})
     buffer = ctypes.create_string_buffer(_SPIN_BYTES)
     _sleep_until(begin_ns)
     while time.monotonic_ns() < end_ns:

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.fidelity import running, truth
+from bench.fidelity import keeping, running, truth
 from bench.fidelity.workloads import WORKLOADS
 from pymemcg import resolve
 from pymemcg.bench.swap import ZramSwap
@@ -48,7 +48,8 @@ def workload(name):
 def test_truth_of_bursts(tmp_path, inside):
     before = left_behind()
     with ZramSwap(256 << 20):
-        run = running.run(workload("bursts"), running.Environment(2, inside), 1, str(tmp_path / "run.memcg"))
+        environment = running.Environment(2, inside)
+        run = running.run(workload("bursts"), environment, 1, str(tmp_path / "run.memcg"))
     intervals = run.truth.intervals
     assert {each.kind for each in intervals} >= {"memcg"}
     assert all(run.truth.since_ns <= each.start_ns < each.end_ns <= run.truth.until_ns for each in intervals)
@@ -58,6 +59,10 @@ def test_truth_of_bursts(tmp_path, inside):
     assert all(each.longest_ns <= each.stall_ns <= each.end_ns - each.start_ns for each in found)
     # What the sampler saw of it: the limit was hit, from the first stall on.
     assert running.rises(run.recording)[-1] >= found[0].start_ns
+    keeping.keep(workload("bursts"), environment, run)
+    kept_workload, kept_environment, kept = next(keeping.kept(str(tmp_path)))
+    assert (kept_workload, kept_environment) == (workload("bursts"), environment)
+    assert (kept.truth, kept.touches, kept.evidence) == (run.truth, run.touches, run.evidence)
     assert left_behind() == before
 
 

@@ -232,9 +232,14 @@ class TestScore:
 
     def test_durations_unknown(self):
         unknown = replace(told(0, 4, harmless=None), stall_ns=None, lo_ns=None, hi_ns=None, longest_ns=None)
+        found = score([true(0, 4)], [unknown], timed=False)
+        assert (found.found, found.right, found.vague, found.true_ns) == (1, 1, 1, [])
+        assert score([], [unknown], timed=False).invented_ns == [-1]
+
+    def test_evidence_that_could_have_told_a_duration_and_did_not(self):
+        unknown = replace(told(0, 4, harmless=None), stall_ns=None, lo_ns=None, hi_ns=None, longest_ns=None)
         found = score([true(0, 4)], [unknown])
-        assert (found.found, found.right, found.true_ns) == (1, 1, [])
-        assert score([], [unknown]).invented_ns == [-1]
+        assert (found.found, found.told, found.vague) == (0, 0, 1)
 
     def test_outside_of_lo_and_hi(self):
         assert score([true(0, 4)], [told(0, 1)]).covered == 0
@@ -326,7 +331,7 @@ class TestReport:
         assert text.startswith(f"# before\n\n{BEGIN}")
         assert text.endswith(f"{END}\n\nafter\n")
         assert "stale" not in text
-        assert "| 2 | **0.500** | 1 | 1.000 | 0.0 / 0.0 | 1.00 | 1.000 | **4.00** |" in text
+        assert "| 2 | **0.500** | 1 | 0 | 1.000 | 0.0 / 0.0 | 1.00 | 1.000 | **4.00** |" in text
         assert "**(1 without a hit)**" in text
         assert "| 100.000% | **1** | **3.00** / **3.00** µs |" in text
         assert "- memory.high: no" in text
