@@ -80,6 +80,7 @@ def _of_recording(args: argparse.Namespace) -> None:
         raise NotSupported(f"evidence {args.evidence!r} cannot be had: {why}", path=recording.path)
     name_of = thread_name if _is_of_this_boot(recording) else _nobody
     printer = _Printer(recording, args, page_bytes=recording.info.get("page_bytes", 4096), name_of=name_of)
+    printer.begin()
     for stall in stalls(recording, min_ns=args.min, evidence=args.evidence):
         printer.tell(stall)
     printer.end(evidence)
@@ -108,6 +109,7 @@ def _of_group(args: argparse.Namespace) -> None:
     with sampler_of(args.source, evidence=args.evidence, on_stall=told.put) as sampler:
         printer = _Printer(sampler, args, page_bytes=os.sysconf("SC_PAGESIZE"))
         try:
+            printer.begin()
             _follow(sampler, told, printer, args.duration)
         finally:
             evidence = sampler.evidence
@@ -146,6 +148,9 @@ class _Printer:
         self._lines = StallLines(realtime_of(source), self._width, self._colours, page_bytes, name_of)
         self._min_ns, self._json, self._evidence = args.min, args.json, args.evidence
         self._tally = Tally()
+
+    def begin(self) -> None:
+        """Print what comes before all stalls."""
         if not self._json:
             print(self._lines.header(), flush=True)
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`stalls`, `record` and `run` of groups that are made to reclaim: what is told of it, and how telling ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import pymemcg
+from pymemcg.stalls import Stall, stalls
+
+pytestmark = pytest.mark.live
+
+MIB = 1 << 20
+LIMIT = 40 * MIB
+# Who runs the tests in a shell's background ignores SIGINT and hands that down; a person's Ctrl-C is what is meant.
+HEEDING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+PYMEMCG = [sys.executable, "-c", HEEDING + "from pymemcg.cli import main; sys.exit(main())"]
+# Fills the group with page cache again and again, and makes room for anonymous memory in it.
+SQUEEZE = """
+import os
+file = os.open({path!r}, os.O_RDONLY)
+for _ in range({times}):
+    os.lseek(file, 0, os.SEEK_SET)
+    while os.read(file, 1 << 20): pass
+    kept = b"x" * (20 << 20)
+    del kept
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """A file that is in nobody's page cache."""
+    path = tmp_path / "data"
+    path.write_bytes(os.urandom(MIB) * 64)
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    return str(path)
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PYMEMCG, *words], capture_output=True, text=True, timeout=90, check=False)
+
+
+@contextmanager
+def following(*words: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([*PYMEMCG, "stalls", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def needs_reclaim(stalls: list[dict], data: str) -> None:
+    if not stalls:
+        pytest.skip(f"{data} lies in memory, or its pages were charged elsewhere: nothing was reclaimed")
+
+
+@pytest.fixture
+def recording(make_group, make_actor, data, tmp_path) -> Path:
+    """Of a group that is squeezed meanwhile."""
+    make_group("probe").close()
+    path = tmp_path / "squeezed.memcg"
+    program = SQUEEZE.format(path=data, times=3)
+    done = run("run", "--memory-max", str(LIMIT), "-o", str(path), "--", sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_a_recordings_stalls_as_json_are_the_detectors(recording, data):
+    done = run("stalls", str(recording), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    needs_reclaim(rows, data)
+    opened = pymemcg.open(recording)
+    realtimes = [row.pop("start_realtime_ns") for row in rows]
+    assert rows == json.loads(json.dumps(stalls(opened).to_dicts()))
+    assert all(set(row) == set(Stall.__dataclass_fields__) for row in rows)
+    assert {row["state"] for row in rows} == {"closed"}
+    assert "limit" in {row["cause"] for row in rows}
+    assert sum(row["limit_hits"] or 0 for row in rows) > 0
+    created, until = os.stat(recording).st_ctime_ns - 90 * 10**9, os.stat(recording).st_mtime_ns
+    assert all(created < realtime < until for realtime in realtimes)
+
+
+def test_only_long_ones_are_told_where_that_is_asked_for(recording, data):
+    rows = [json.loads(line) for line in run("stalls", str(recording), "--json").stdout.splitlines()]
+    needs_reclaim(rows, data)
+    longest = max(row["longest_ns"] or 0 for row in rows)
+    least = max(1, longest // 2)
+    done = run("stalls", str(recording), "--json", "--min", f"{least / 1000:.3f}us")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told == [row for row in rows if (row["longest_ns"] or 0) >= least]
+    assert run("stalls", str(recording), "--json", "--min", "3600s").stdout == ""
+
+
+def test_in_words_each_stall_is_a_line_of_the_table(recording, data):
+    rows = [json.loads(line) for line in run("stalls", str(recording), "--json").stdout.splitlines()]
+    needs_reclaim(rows, data)
+    table, _, figures = run("stalls", str(recording)).stdout.partition("\n\n")
+    assert sum(line[2:3] == ":" for line in table.splitlines()) == len(rows)
+    harmful = sum(not row["harmless"] for row in rows)
+    assert figures.split()[:2] == ["stalls", str(harmful) if harmful else "none"]
+
+
+def test_a_runs_report_is_of_the_same_stalls(make_group, data):
+    make_group("probe").close()
+    program = SQUEEZE.format(path=data, times=2)
+    done = run("run", "--memory-max", str(LIMIT), "--evidence", "counters", "--", sys.executable, "-c", program)
+    if done.returncode == 125:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0
+    if "  stalls     none" in done.stderr:
+        pytest.skip(f"{data} lies in memory, or its pages were charged elsewhere: nothing was reclaimed")
+    assert "(limit 1); the duration is not known" in done.stderr
+    assert "\n  evidence   counters\n" in done.stderr
+
+
+def test_a_groups_stalls_are_told_as_they_happen(make_group, make_actor, data):
+    group = make_group("squeezed", limit_bytes=LIMIT)
+    actor = make_actor(group)
+    with following(group.spec, "--json") as process:
+        assert process.stdout is not None
+        actor.do("time.sleep(1)")  # the command starts
+        actor.do(SQUEEZE.format(path=data, times=3))
+        actor.do("time.sleep(0.5)")
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "")
+    rows = [json.loads(line) for line in out.splitlines()]
+    needs_reclaim(rows, data)
+    closed = [row["start_ns"] for row in rows if row["state"] == "closed"]
+    assert closed
+    assert len(set(closed)) == len(closed)
+    assert {row["start_ns"] for row in rows} == set(closed), "what was told as open is told as closed"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_who_ends_it_gets_the_sum(make_group, number, status):
+    group = make_group("quiet")
+    with following(group.spec) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("when ")
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (status, "")
+    assert out.startswith("\n  stalls     none\n")
+
+
+def test_it_ends_with_its_group(make_group):
+    group = make_group("gone")
+    with following(group.spec) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        group.close()
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == pymemcg.SourceError.exit_code
+    assert "no longer sampled" in errors
+    assert errors.count("\n") == 1
+    assert "\n  evidence " in out
+
+
+def test_a_reader_that_goes_away_is_no_error(make_group, make_actor, data):
+    group = make_group("unread", limit_bytes=LIMIT)
+    actor = make_actor(group)
+    with following(group.spec, "--json") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        actor.do("time.sleep(1)")
+        actor.do(SQUEEZE.format(path=data, times=2))
+        actor.do("time.sleep(0.5)")
+        process.send_signal(signal.SIGTERM)  # where nothing was reclaimed
+        _, errors = process.communicate(timeout=60)
+    if process.returncode == 143:
+        pytest.skip("nothing was reclaimed, and so nothing told")
+    assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
