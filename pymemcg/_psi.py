@@ -95,14 +95,14 @@ class Windows:
     cpu_wait_us: Ints | None = None
 
 
-def estimate(ticks: Ticks, windows: Windows, *, cpus: int, ahead: bool = False) -> Moments:
+def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False) -> Moments:
     """Say for how long threads were held in each tick that was hit, and in windows whose stall no hit explains.
 
     Args:
         ticks: Those inside of windows count.
         windows: Closed ones. Each is estimated from itself and those before it (`HISTORY`), never from later ones.
         cpus: That the group may use.
-        ahead: Whether ticks after the last window count, too: no window will tell of them, and units have a usual cost.
+        outside: Whether ticks before the first and after the last window count, too, by what units cost next to there.
 
     Returns:
         A moment for each tick with reclaim in it: `held_ns` within it, or where that went on into the pause after it, up to
@@ -114,22 +114,29 @@ def estimate(ticks: Ticks, windows: Windows, *, cpus: int, ahead: bool = False) 
     count = windows.t_ns.size
     if count == 0:
         return Moments.none()
-    ahead = ahead and ticks.t_ns.size > 0 and bool(ticks.t_ns[-1] > windows.t_ns[-1])
-    if ahead:
-        windows = _ahead(windows, int(ticks.t_ns[-1]))
+    unknown = np.zeros(count, bool)
+    if outside and ticks.t_ns.size:
+        windows, unknown = _around(windows, int(ticks.since_ns[0]), int(ticks.t_ns[-1]))
     rows = _rows(ticks, windows)
     if not rows.of.size:
         return _unhit(rows, windows, cpus)
     sums = _sums(rows, windows, cpus)
-    cost, wide = _costs(rows, sums, ahead=ahead)
+    cost, wide = _costs(rows, sums, unknown)
     return Moments.joined([_unhit(rows, windows, cpus), _hit(rows, sums, cost, wide)])
 
 
-def _ahead(windows: Windows, until_ns: int) -> Windows:
-    """One more window, of which nothing is known."""
-    more = {name: np.append(values, 0) for name in windows.__slots__ if (values := getattr(windows, name)) is not None}
-    more["since_ns"][-1], more["t_ns"][-1] = windows.t_ns[-1], until_ns
-    return Windows(**more)
+def _around(windows: Windows, since_ns: int, until_ns: int) -> tuple[Windows, Bools]:
+    """Windows before and after these where ticks are, and which of all are such, of which nothing is known."""
+    first, last = since_ns < windows.since_ns[0], until_ns > windows.t_ns[-1]
+    at = np.array([0] * int(first) + [windows.t_ns.size] * int(last), np.int64)
+    of = {name: np.insert(v, at, 0) for name in windows.__slots__ if (v := getattr(windows, name)) is not None}
+    if first:
+        of["since_ns"][0], of["t_ns"][0] = since_ns, windows.since_ns[0]
+    if last:
+        of["since_ns"][-1], of["t_ns"][-1] = windows.t_ns[-1], until_ns
+    unknown = np.zeros(of["t_ns"].size, bool)
+    unknown[0], unknown[-1] = first, last
+    return Windows(**of), unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +336,12 @@ def _beyond(rows: _Rows, sums: _Sums) -> Floats:
     return np.where(beyond > 0, beyond * sums.share[rows.run_of], beyond)
 
 
-def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
+def _costs(rows: _Rows, sums: _Sums, unknown: Bools) -> tuple[Floats, Floats]:
     """What a unit costs in each window, and how far windows differ in that.
 
     A run of u units is held for c u + x, x as `_beyond` has it and at least 0; c makes the sum over the window what PSI says.
     The usual cost is a quantile over the HISTORY: one window's own is too high where one reclaim took very long, and too low
-    where PSI showed half. Of a window `ahead` it is all there is.
+    where PSI showed half. Of `unknown` windows it is all there is: before the first known one, that one's.
     """
     count = sums.units.size
     some = np.flatnonzero(sums.units > 0)
@@ -346,8 +353,7 @@ def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
         cost = (low + high) / 2
         total = _summed(rows.run_of, np.maximum(cost[rows.run_of] * rows.run_units + beyond, 0), count)
         low, high = np.where(total > sums.held, low, cost), np.where(total > sums.held, cost, high)
-    if ahead:
-        low[-1] = np.nan
+    low[unknown] = np.nan
     padded = np.append(np.full(HISTORY - 1, np.nan), low[some])
     recent = np.sort(np.lib.stride_tricks.sliding_window_view(padded, HISTORY), axis=1)  # what is not known comes last
     last, at = np.maximum(np.isfinite(recent).sum(axis=1) - 1, 0), np.arange(some.size)
@@ -355,10 +361,13 @@ def _costs(rows: _Rows, sums: _Sums, *, ahead: bool) -> tuple[Floats, Floats]:
     usual[some] = np.nan_to_num(recent[at, (last * USUAL).astype(np.int64)])
     wide[some] = np.nan_to_num(recent[at, (last * 0.9).astype(np.int64)]) / np.maximum(usual[some], 1)
     cost = np.where(low > usual, usual, np.minimum(usual, 2 * low))
-    if ahead:
-        cost[-1] = usual[-1]
-        sums.held[-1] = np.maximum(usual[-1] * rows.run_units + beyond, 0)[rows.run_of == count - 1].sum() if usual[-1] else 0
-        sums.surely[-1], sums.most[-1] = sums.held[-1] / 2, sums.held[-1] * 2
+    if unknown.any():
+        known = np.flatnonzero((sums.units > 0) & ~unknown)
+        usual[0] = usual[known[0]] if unknown[0] and known.size else usual[0]
+        cost[unknown] = usual[unknown]
+        held = _summed(rows.run_of, np.maximum(cost[rows.run_of] * rows.run_units + beyond, 0), count)
+        sums.held[unknown] = np.where(usual > 0, held, 0)[unknown]
+        sums.surely[unknown], sums.most[unknown] = sums.held[unknown] / 2, sums.held[unknown] * 2
     return cost, wide
 
 

@@ -120,18 +120,25 @@ class TestBesideTheTruth:
         found = score(captured.episodes(), told(estimate(captured.ticks, windows, cpus=CPUS)))
         assert found.recall >= 0.95
 
-    def test_ahead(self):
-        """What follows the last window is told by what units cost before it."""
+    @pytest.mark.parametrize("where", [slice(4), slice(3, None)])
+    def test_outside_of_windows(self, where):
+        """It is told by what units cost next to there."""
         captured = Captured("bursts")
-        windows = Windows(*(getattr(captured.windows, name)[:4] for name in Windows.__slots__))
-        last = int(windows.t_ns[-1])
-        found = estimate(captured.ticks, windows, cpus=CPUS, ahead=True)
-        after = found.take(found.start_ns >= last)
+        windows = Windows(*(getattr(captured.windows, name)[where] for name in Windows.__slots__))
+        since, until = int(windows.since_ns[0]), int(windows.t_ns[-1])
+        found = estimate(captured.ticks, windows, cpus=CPUS, outside=True)
+        found = found.take((found.start_ns >= until) | (found.end_ns <= since))
         whole = estimate(captured.ticks, captured.windows, cpus=CPUS)
-        known = whole.take((whole.start_ns >= last) & (whole.end_ns <= captured.windows.t_ns[-1]))
-        assert after.held_ns.sum() == pytest.approx(known.held_ns.sum(), rel=0.25)
-        before = found.take(found.start_ns < last)
-        assert np.array_equal(before.held_ns, estimate(captured.ticks, windows, cpus=CPUS).held_ns)
+        whole = whole.take((whole.start_ns >= until) | (whole.end_ns <= since))
+        assert found.held_ns.sum() == pytest.approx(whole.held_ns.sum(), rel=0.25)
+
+    def test_outside_without_a_window_that_tells(self):
+        captured = Captured("bursts")
+        windows = Windows(*(getattr(captured.windows, name)[:1] for name in Windows.__slots__))
+        late = captured.ticks.t_ns > windows.t_ns[0]
+        ticks = Ticks(*(getattr(captured.ticks, name)[late] for name in Ticks.__slots__))
+        found = estimate(ticks, windows, cpus=CPUS, outside=True)
+        assert found.end_ns.max() <= windows.t_ns[0]
 
 
 class TestProperties:
@@ -162,10 +169,10 @@ class TestProperties:
         ),
         known=st.booleans(),
         cpus=st.integers(1, 64),
-        ahead=st.booleans(),
+        outside=st.booleans(),
     )
     @settings(max_examples=200, deadline=None)
-    def test_any_figures(self, gaps, windows, known, cpus, ahead):
+    def test_any_figures(self, gaps, windows, known, cpus, outside):
         """Whatever the kernel prints: bounds hold, and nothing is longer than wall time."""
         t = np.cumsum([gap + 1 for gap, *_ in gaps], dtype=np.int64) * MS
         usage = np.cumsum([pages for *_, pages in gaps], dtype=np.int64) * 4096 + (1 << 30)
@@ -174,7 +181,7 @@ class TestProperties:
         ends = np.cumsum([ms for ms, *_ in windows], dtype=np.int64) * MS
         some, cpu, wait = (np.array([row[i] for row in windows], np.int64) for i in (1, 2, 3))
         starts = ends - np.array([ms for ms, *_ in windows], np.int64) * MS
-        sound(estimate(ticks, Windows(starts, ends, some, some, cpu, wait), cpus=cpus, ahead=ahead))
+        sound(estimate(ticks, Windows(starts, ends, some, some, cpu, wait), cpus=cpus, outside=outside))
 
     def test_nothing(self):
         none = np.zeros(0, np.int64)
