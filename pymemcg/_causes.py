@@ -65,10 +65,11 @@ def by_kind(kinds: Ints, rises: Rises) -> list[str]:
     return _killed(cause, rises)
 
 
-def by_rises(rises: Rises, traced: Bools) -> list[str]:
+def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
     """Causes of what PSI and counters saw.
 
     Args:
+        kinds: As for `by_kind`, as far as counters tell them.
         rises: What rose meanwhile.
         traced: Groups of which tracepoints have explained all that limits and the node did.
     """
@@ -76,14 +77,15 @@ def by_rises(rises: Rises, traced: Bools) -> list[str]:
     cause = np.select(
         [
             limits & (rises.own > 0),
-            rises.high > 0,
+            (rises.high > 0) | (kinds[:, HIGH_SLEEP] > 0),
             limits & (rises.above > 0),
             rises.refault_anon > rises.refault_file,
             rises.refault_file > 0,
             limits & (rises.allocstall > 0),
             rises.pswpin > 0,
+            kinds[:, MEMCG] > 0,
         ],
-        ["limit", "high", "ancestor", "swap", "thrash", "global", "swap"],
+        ["limit", "high", "ancestor", "swap", "thrash", "global", "swap", "limit"],
         "unknown",
     )
     return _killed(cause, rises)

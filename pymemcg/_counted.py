@@ -11,7 +11,7 @@ import numpy as np
 
 from pymemcg import _psi
 from pymemcg._ffi import NONE
-from pymemcg._moments import COUNTERS, Moments
+from pymemcg._moments import COUNTERS, HIGH_SLEEP, MEMCG, UNTOLD, Moments
 from pymemcg._reading import Cursor, Hits, Pressure, PressureFinder
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Bools: TypeAlias = npt.NDArray[np.bool_]
 
 CHUNK: Final = 1 << 16
-GRAIN: Final = 256
+GRAIN: Final = 4096
 """A recording's windows of PSI are estimated so many at a time: where they are parted must not depend on how it is read."""
 BEFORE: Final = 64
 """… together with so many before them, from which the estimate may learn."""
@@ -150,10 +150,10 @@ class Counted:
     def _estimate(self, windows: Pressure, trace: Traced | None) -> list[Moments]:
         """Moments of some windows and the hits in them."""
         first, last = int(windows.since_ns[0]), int(windows.t_ns[-1])
-        late = int(np.searchsorted(self._hits.t_ns, first - self._policy.patience_ns))
         mine = int(np.searchsorted(self._hits.t_ns, last, side="right"))
-        parts = self._alone(self._hits.take(slice(late)), trace)
-        hits, self._hits = self._hits.take(slice(late, mine)), self._hits.take(slice(mine, None))
+        hits, self._hits = self._hits.take(slice(mine)), self._hits.take(slice(mine, None))
+        late = windows.t_ns[np.searchsorted(windows.t_ns, hits.t_ns)] - hits.t_ns > self._policy.patience_ns
+        parts, hits = self._alone(hits.take(late), trace), hits.take(~late)
         if trace is not None:
             windows, hits = self._unexplained(windows, hits, trace)
         inside = _window_of(hits.t_ns, windows) >= 0
@@ -185,9 +185,10 @@ class Counted:
     def _count(self, now_ns: int, trace: Traced | None) -> list[Moments]:
         """Hits that no window will tell of."""
         alone = now_ns == NONE or not self._psi or self._over
-        until = now_ns if alone else now_ns - self._policy.patience_ns
-        due = int(np.searchsorted(self._hits.t_ns, until, side="right"))
-        hits, self._hits = self._hits.take(slice(due)), self._hits.take(slice(due, None))
+        due = self._hits.t_ns <= (now_ns if alone else now_ns - self._policy.patience_ns)
+        if len(self._windows):
+            due &= self._hits.t_ns > self._windows.t_ns[-1]
+        hits, self._hits = self._hits.take(due), self._hits.take(~due)
         return self._alone(hits, trace)
 
     @staticmethod
@@ -198,7 +199,8 @@ class Counted:
             hits = Hits.joined([hits.take(~covered), hits.take(covered).only_high()])
         if len(hits) == 0:
             return []
-        return [Moments.of(hits.since_ns, hits.t_ns, evidence=COUNTERS, hits=hits.own + hits.high + hits.above)]
+        kind = np.where(hits.own > 0, MEMCG, np.where(hits.high > 0, HIGH_SLEEP, UNTOLD))
+        return [Moments.of(hits.since_ns, hits.t_ns, evidence=COUNTERS, hits=hits.own + hits.high + hits.above, kind=kind)]
 
 
 def _window_of(times: Ints, windows: Pressure) -> Ints:

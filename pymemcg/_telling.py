@@ -94,7 +94,8 @@ class Teller:
             state: "open" or "closed".
             residual: Mask of those that are what tracepoints leave unexplained.
         """
-        causes = _causes.by_kind(_kinds(groups), rises) if self._traced else _causes.by_rises(rises, residual)
+        kinds = _kinds(groups)
+        causes = _causes.by_kind(kinds, rises) if self._traced else _causes.by_rises(kinds, rises, residual)
         hits = _causes.hits_of(causes, rises)
         figures = _traced(groups) if self._traced else _counted(groups)
         columns = [(groups | figures | before | {"hits_of": hits})[name].tolist() for name in _TOLD]
