@@ -118,6 +118,8 @@ class Newest:
 class Glance:
     """Tells whether anything can have happened, for some microseconds: by the newest rows, without reading the others.
 
+    What happens on the node alone, somewhere else perhaps, is only asked for once there is a stall to explain.
+
     Args:
         source: The channels.
 
@@ -125,11 +127,9 @@ class Glance:
     """
 
     def __init__(self, source: Channels) -> None:
-        waits = (name for name in source.node.names if name.startswith(("allocstall", "compact_stall")))
         self._counters = (
             Newest(source.usage, ("limit_hits", "memsw_hits", "high_hits")),
             Newest(source.pressure, ("some_us",)),
-            Newest(source.node, waits),
         )
         self._as_they_happen = tuple(channel for channel in (source.reclaim, source.limits, source.events) if channel.names)
         self._seen: tuple[object, ...] = ()
