@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span
+from pymemcg.stalls import POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,18 @@ def between(low_ns: int | None, high_ns: int | None) -> str:
     if low_unit == high_unit or low_ns == 0:
         return f"{low}–{high} {high_unit}"
     return f"{low} {low_unit}–{high} {high_unit}"
+
+
+def is_at_least(stall: Stall, min_ns: int) -> bool:
+    """Whether a stall is that big; what has no known duration is not, unless anything will do.
+
+    Up to 10 ms (`Policy.window_ns`) by the most that one thread was held within so long; nobody is held for more in it, so
+    that above that it is the whole stall which counts.
+    """
+    if min_ns <= 0:
+        return True
+    held_ns = stall.longest_ns if min_ns <= POLICY.window_ns else stall.stall_ns
+    return held_ns is not None and held_ns >= min_ns
 
 
 # ---- A line each ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._arguments import add_evidence, duration, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
+from pymemcg.cli._stalls import StallLines, Tally, is_at_least, realtime_of, thread_name
 from pymemcg.cli._text import has_colours, terminal_width
 from pymemcg.errors import NotSupported, SourceError
 
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=short_duration,
         default=0,
         metavar="TIME",
-        help="only stalls that held one thread for so long within 10 ms: 500us, 1ms, 0.2s",
+        help="only stalls of at least so long (500us, 1ms, 0.2s): up to 10ms by the most that one thread was held within 10ms, "
+        "above by their whole time",
     )
     add_evidence(parser)
     parser.add_argument("--duration", type=duration, metavar="TIME", help="of a group: end after so long, as 10s, 5m")
@@ -81,7 +82,7 @@ def _of_recording(args: argparse.Namespace) -> None:
     name_of = thread_name if _is_of_this_boot(recording) else _nobody
     printer = _Printer(recording, args, page_bytes=recording.info.get("page_bytes", 4096), name_of=name_of)
     printer.begin()
-    for stall in stalls(recording, min_ns=args.min, evidence=args.evidence):
+    for stall in stalls(recording, evidence=args.evidence):
         printer.tell(stall)
     printer.end(evidence)
 
@@ -156,7 +157,7 @@ class _Printer:
 
     def tell(self, stall: Stall) -> None:
         """Print one, if it is long enough; in words only when it is over."""
-        if self._min_ns and (stall.longest_ns is None or stall.longest_ns < self._min_ns):
+        if not is_at_least(stall, self._min_ns):
             return
         self._tally.add(stall)
         if self._json:

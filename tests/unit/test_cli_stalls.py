@@ -18,7 +18,7 @@ import pytest
 import pymemcg
 from pymemcg.cli import make_parser
 from pymemcg.cli._arguments import bytes_of, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, between, thread_name
+from pymemcg.cli._stalls import StallLines, Tally, between, is_at_least, thread_name
 from pymemcg.stalls import Stall
 
 MS = 1_000_000
@@ -122,6 +122,24 @@ def test_no_line_is_wider_than_the_terminal(width):
     )
     lines = lines_of(*stalls, width=width)
     assert max(map(len, lines)) <= width, lines
+
+
+@pytest.mark.parametrize(
+    ("stall", "least", "told"),
+    [
+        (HARMLESS, 0, True),
+        (HARMLESS, MS, False),
+        (UNKNOWN, 0, True),
+        (UNKNOWN, 1, False),
+        (CLOSED, 10 * MS, True),
+        (CLOSED, 13 * MS, True),
+        (CLOSED, 14 * MS, False),
+        (replace(CLOSED, longest_ns=2 * MS), 3 * MS, False),
+        (replace(CLOSED, stall_ns=500 * MS), 200 * MS, True),
+    ],
+)
+def test_how_big_a_stall_is(stall, least, told):
+    assert is_at_least(stall, least) is told
 
 
 def test_what_is_not_known_is_a_dash_and_never_0():
