@@ -70,7 +70,7 @@ def _observe(sampler: Sampler, interval_s: float) -> Iterator[dict[str, Any]]:
     due = time.monotonic()
     while True:
         due = max(due + interval_s, time.monotonic())
-        time.sleep(due - time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))  # it may have passed since
         yield observer.observe()
 
 
