@@ -113,6 +113,8 @@ class Recorder:
         self._cursors = {name: channel.head for name, channel in self._channels.items()}
         for name in ("limits", "clock"):  # what holds at the beginning was said before it
             self._cursors[name] = 0
+        if "pressure" in self._cursors:  # the window of PSI that goes on at the beginning is known by the row before
+            self._cursors["pressure"] = max(0, self._cursors["pressure"] - 1)
         self._rows = dict.fromkeys(self._channels, 0)
         self._info = sampler.describe()
         spans = self._channels.get("spans")
