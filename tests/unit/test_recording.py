@@ -297,7 +297,7 @@ def test_numpy_alone_reads_a_recording(writer, path):
         writer.put("node", {"t_ns": 3, "pswpin": 5})
     header, tables = tables_by_numpy(path)
     assert header["magic"] == b"PYMEMCG"
-    assert (header["version"], header["align_bytes"]) == (1, RECORDING_ALIGN)
+    assert (header["version"], header["align_bytes"]) == (2, RECORDING_ALIGN)
     assert header["file_bytes"] == os.stat(path).st_size
     with open(path, "rb") as file:
         file.seek(int(header["info_offset"]))
