@@ -76,13 +76,14 @@ def between(low_ns: int | None, high_ns: int | None) -> str:
 def is_at_least(stall: Stall, min_ns: int) -> bool:
     """Whether a stall is that big; what has no known duration is not, unless anything will do.
 
-    Up to 10 ms (`Policy.window_ns`) by the most that one thread was held within so long; nobody is held for more in it, so
-    that above that it is the whole stall which counts.
+    That is, whether within 10 ms (`Policy.window_ns`) one thread was held for so long. For what is longer than that, it was
+    held throughout, and all of the stall is as long.
     """
     if min_ns <= 0:
         return True
-    held_ns = stall.longest_ns if min_ns <= POLICY.window_ns else stall.stall_ns
-    return held_ns is not None and held_ns >= min_ns
+    if stall.longest_ns is None or stall.stall_ns is None:
+        return False
+    return stall.longest_ns >= min(min_ns, POLICY.window_ns) and (min_ns <= POLICY.window_ns or stall.stall_ns >= min_ns)
 
 
 # ---- A line each ---------------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=short_duration,
         default=0,
         metavar="TIME",
-        help="only stalls of at least so long (500us, 1ms, 0.2s): up to 10ms by the most that one thread was held within 10ms, "
-        "above by their whole time",
+        help="only stalls of at least so long, as 500us, 1ms, 0.2s: within 10 ms one thread was held for so long, or throughout "
+        "and for so long in all",
     )
     add_evidence(parser)
     parser.add_argument("--duration", type=duration, metavar="TIME", help="of a group: end after so long, as 10s, 5m")

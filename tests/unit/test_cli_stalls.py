@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 
@@ -136,10 +137,20 @@ def test_no_line_is_wider_than_the_terminal(width):
         (CLOSED, 14 * MS, False),
         (replace(CLOSED, longest_ns=2 * MS), 3 * MS, False),
         (replace(CLOSED, stall_ns=500 * MS), 200 * MS, True),
+        (replace(CLOSED, stall_ns=500 * MS, longest_ns=9 * MS), 200 * MS, False),
     ],
 )
 def test_how_big_a_stall_is(stall, least, told):
     assert is_at_least(stall, least) is told
+
+
+def test_a_smaller_least_never_tells_less():
+    some = [replace(CLOSED, longest_ns=longest * MS, stall_ns=stall * MS) for longest in (1, 5, 10) for stall in (10, 20, 300)]
+    told = [
+        {id(stall) for stall in some if is_at_least(stall, least)} for least in (0, 1, MS, 5 * MS, 10 * MS, 11 * MS, 300 * MS)
+    ]
+    assert all(less >= more for less, more in pairwise(told))
+    assert told[-1]
 
 
 def test_what_is_not_known_is_a_dash_and_never_0():
