@@ -58,8 +58,6 @@ class Report:
             made,
             "### All workloads together",
             _table(_TOTALS, [_total(self.judged, name) for name in EVIDENCE]),
-            "### Where nothing should be told",
-            _table(_QUIET, [_quiet_row(each) for each in self.judged if not each.workload.true_stalls]),
             "### The workloads",
             "\n".join(f"- **{each.name}**: {each.title}" for each in dict.fromkeys(each.workload for each in self.judged)),
             "### Stalls, workload by workload",
@@ -68,6 +66,8 @@ class Report:
             "### Reclaim intervals with evidence `trace`",
             _table(_INTERVALS, [_interval_row(_where(each), each.intervals) for each in self.judged if each.intervals]),
         ]
+        if quiet := [_quiet_row(each) for each in self.judged if not each.workload.true_stalls]:
+            parts += ["### Where nothing should be told", _table(_QUIET, quiet)]
         if self.requests:
             parts += ["### Requests", _table(_REQUESTS, self.requests)]
         if self.costs:
