@@ -63,7 +63,8 @@ class Service:
         """Start sampling from a thread of its own: a request is under way, and it need not wait."""
         if not self.began:
             self.began = True
-            threading.Thread(target=self.begin, name="pymemcg-start", daemon=True).start()
+            # No daemon: a worker that ends at once must not leave half of a start behind.
+            threading.Thread(target=self.begin, name="pymemcg-start", daemon=False).start()
 
     def end(self) -> None:
         """Stop sampling; the last hits are logged."""
