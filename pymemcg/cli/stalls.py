@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=short_duration,
         default=0,
         metavar="TIME",
-        help="only stalls of at least so long, as 500us, 1ms, 0.2s: within 10 ms one thread was held for so long, or throughout "
+        help="only stalls of at least so long (500us, 1ms, 0.2s): within 10 ms one thread was held for so long, or throughout "
         "and for so long in all",
     )
     add_evidence(parser)
