@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ NOT_HERE = (
 def main() -> int:
     """Run what is asked for."""
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and what was made is removed, as after Ctrl-C
     steal = machine.Steal()
     seconds = args.seconds or (LONG_SECONDS if args.long else SECONDS)
     command = (
