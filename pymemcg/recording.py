@@ -13,12 +13,14 @@ from pymemcg._spanlog import SpanChannel, Texts
 from pymemcg.channel import Channel, Channels
 from pymemcg.errors import RecordingError
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
+from pymemcg.stalls import POLICY, stalls
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from pymemcg._hit import Hits, Summary
     from pymemcg.sampler import Sampler
+    from pymemcg.stalls import Policy, Stalls
 
 
 _PROCESSES = 64
@@ -71,6 +73,10 @@ class Recording(Channels):
         from pymemcg import _hitting
 
         return _hitting.recorded(self).summary()
+
+    def stalls(self, *, min_ns: int = 0, evidence: str = "auto", policy: Policy = POLICY) -> Stalls:
+        """Find all stalls in it; see `pymemcg.stalls`."""
+        return stalls(self, min_ns=min_ns, evidence=evidence, policy=policy)
 
     def __repr__(self) -> str:
         return f"<Recording {self.path!r}: {self.usage.head} rows of usage>"

@@ -240,10 +240,12 @@ def test_no_limit_is_null(find):
     assert stall.limit_bytes is None
 
 
-def test_at_least(find):
+def test_at_least(find, tmp_path):
     channels = {"usage": ticks(3, hits=[11, 50]), "reclaim": held((10, 3, 5), (50, 1.5, 5))}
     assert [stall.longest_ns for stall in find(**channels)] == [3 * MS, 1_500_000]
     assert [stall.longest_ns for stall in find(**channels, min_ns=2 * MS)] == [3 * MS]
+    recording = pymemcg.open(tmp_path / "r.memcg")
+    assert recording.stalls(min_ns=2 * MS, evidence="trace") == find(**channels)[:1]
 
 
 def test_another_policy(find):
