@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.child import ChildGroup
@@ -48,38 +48,46 @@ def run(args: argparse.Namespace) -> int:
     if not words:
         args.refuse("a command is missing: pymemcg run -- CMD [ARG …]")
     witness = Witness(args.evidence, args.output)
+    status = None
     with Command(words) as command:
         try:
-            status = _run(command, witness, args.memory_max)
+            with ExitStack() as stack:
+                _begin(command, witness, args.memory_max, stack)
+                status = command.wait()
+                witness.command_ended()
         except (NotFound, NotExecutable):
             raise
         except MemcgError as error:
-            print(f"pymemcg: {error}", file=sys.stderr)
-            return FAILED
-    with suppress(KeyboardInterrupt):  # the report may be broken off; the status is the command's
+            _tell([f"pymemcg: {error}"])
+            if status is None:
+                return FAILED
+    try:
         _tell(witness.report(os.path.basename(words[0]), status))
+    except KeyboardInterrupt:  # whatever becomes of the report, the status is the command's
+        pass
+    except Exception as error:  # noqa: BLE001 - likewise
+        _tell([f"pymemcg: the report cannot be made: {error!r}"])
     return status if status >= 0 else 128 - status
 
 
-def _run(command: Command, witness: Witness, limit_bytes: int | None) -> int:
-    with ExitStack() as stack:
-        group = None
-        if limit_bytes is not None:
-            group = ChildGroup("run", limit_bytes=limit_bytes)
-            stack.callback(group.close)
-            group.add(command.pid)
-        stack.callback(witness.close)
-        try:
-            witness.look_at(group)
-        except MemcgError as error:
-            if witness.required:
-                raise
-            _tell([f"pymemcg: there will be no report of stalls: {error}"])
-        command.release()
-        witness.command_began()
-        status = command.wait()
-        witness.command_ended()
-    return status
+def _begin(command: Command, witness: Witness, limit_bytes: int | None, stack: ExitStack) -> None:
+    group = None
+    if limit_bytes is not None:
+        group = ChildGroup("run", limit_bytes=limit_bytes)
+        stack.callback(group.close)
+        group.add(command.pid)
+    stack.callback(witness.close)
+    try:
+        witness.look_at(group)
+    except Exception as error:
+        if witness.required:
+            raise
+        why = (
+            error if isinstance(error, MemcgError) else repr(error)
+        )  # even a fault of ours must not keep a service from running
+        _tell([f"pymemcg: there will be no report of stalls: {why}"])
+    command.release()
+    witness.command_began()
 
 
 def _tell(lines: Iterable[str]) -> None:

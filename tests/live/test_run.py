@@ -439,6 +439,23 @@ def test_what_is_left_behind_goes_on_outside_of_the_group(make_group):
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_group_that_cannot_be_removed_does_not_change_the_status(make_group):
+    make_group("probe").close()
+    script = """
+import os, pymemcg
+own = pymemcg.resolve().directory
+os.mkdir(own + "/left")
+print(own)
+os._exit(6)
+"""
+    done = run("--memory-max", "64M", "--", sys.executable, "-c", script)
+    own = done.stdout.strip()
+    os.rmdir(f"{own}/left")
+    os.rmdir(own)
+    assert done.returncode == 6
+    assert "cannot be removed" in done.stderr
+
+
 # ---- Where it cannot look ------------------------------------------------------------------------------------------
 
 NO_CGROUPS = ["unshare", "--mount", "sh", "-c", 'umount -l /sys/fs/cgroup; exec "$@"', "sh", *RUN]
