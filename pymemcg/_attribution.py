@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg import _sharing
 from pymemcg._ffi import NONE
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ LEAST_KNOWN: Final = 10
 """Of so many spans of a name that nothing hit it is learned how long they take."""
 FAST: Final = 10
 """The percentile that counts as a name's usual time: what a span took beyond it may be a stall."""
+PREEMPTED_NS: Final = 1_000_000
+"""How long a thread waits for a CPU is known as an upper bound, for some intervals together: for shorter ones it is too wide,
+and who is preempted is so for longer, as a rule."""
 THREAD: Final = 1
 LOOP: Final = 3
 
@@ -68,23 +72,25 @@ def losses(spans: Mapping[str, Ints], moments: Moments, *, pid: int, traced: boo
     horizon = int(spans["end_ns"].max(initial=0))
     end = np.where(moments.end_ns == NONE, max(horizon, 1), moments.end_ns)
     told = (moments.tid != 0) & (end > moments.start_ns)
-    own, held, others, anybody = _of_threads(spans, moments.take(told), end[told], pid)
+    own, sure, held, others, anybody = _of_threads(spans, moments.take(told), end[told], pid)
     vague = (moments.tid == 0) & (end > moments.start_ns)
     timed, counted = _disjoint(moments.take(vague), end[vague])
-    lo, shared, hi = _of_anybody(spans, timed)
+    lo, hi = _of_anybody(spans, timed)
     after = _since_hit(spans, counted)
     # Of a thread that reclaims with the GIL or a lock, and of who allocated at all: at most all of it.
     most = np.minimum(anybody + hi + after, duration)
-    beyond = duration - own - _usual(spans, duration, most)
-    unknown = (beyond > duration) & (after > 0) & (hi == 0) & (own == 0)
-    guess = np.clip(np.minimum(shared + after, beyond), 0, duration)
-    lost = np.minimum(held + guess, duration)
+    usual = _usual(spans, duration, most)
+    timed_ns = _timed(spans, usual, timed)
+    counted_ns = _counted(spans, usual, counted)
+    unknown = (after > 0) & (counted_ns < 0)
+    guess = np.minimum(timed_ns, hi) + np.clip(counted_ns, 0, after)
+    lost = np.minimum(held + np.clip(np.minimum(guess, duration - own - usual), 0, None), most)
     evidence = _bits(spans, moments, end)
     return Losses(
         own_ns=own if traced else np.full(own.size, NONE),
         others_ns=others if traced else np.full(own.size, NONE),
-        lo_ns=np.minimum(held + lo, lost),
-        hi_ns=np.maximum(most, lost),
+        lo_ns=np.minimum(sure + lo, lost),
+        hi_ns=most,
         lost_ns=np.where(unknown, NONE, lost),
         evidence=np.where(most > 0, evidence, 0),
     )
@@ -157,8 +163,8 @@ def _outermost(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
     return order[kept], (begin - key)[kept]
 
 
-def _of_threads(spans: Mapping[str, Ints], moments: Moments, end: Ints, pid: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """Time in reclaim of the span's own thread, of the same without its waits for a CPU, of other threads, and of any."""
+def _of_threads(spans: Mapping[str, Ints], moments: Moments, end: Ints, pid: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """Time in reclaim: of the span's own thread; without its waits for a CPU at least, and probably; of others; of any."""
     tids, group = np.unique(moments.tid, return_inverse=True)
     at = np.searchsorted(tids, spans["tid"])
     known = (at < tids.size) & (np.append(tids, -1)[np.minimum(at, tids.size)] == spans["tid"])
@@ -168,16 +174,19 @@ def _of_threads(spans: Mapping[str, Ints], moments: Moments, end: Ints, pid: int
     group, until = group[which], end[which]
     own = _Cover(group, begin, until).inside(mine, *window)
     length = until - begin
-    held = np.where(moments.held_ns[which] == NONE, 0, moments.held_ns[which])
+    known = moments.held_ns[which] != NONE
+    held = np.where(known, moments.held_ns[which], 0)
     weight = np.minimum(held * (length / np.maximum(end[which] - moments.start_ns[which], 1)), length)
-    net = np.minimum(_Cover(group, begin, until, weight).inside(mine, *window), own)
+    sure = np.minimum(_Cover(group, begin, until, weight).inside(mine, *window), own)
+    weight = np.where(known & (length < PREEMPTED_NS), length, weight)
+    net = np.clip(_Cover(group, begin, until, weight).inside(mine, *window), sure, own)
     here = np.isin(moments.pid[which], (0, pid)) | np.isin(moments.tid[which], spans["tid"])
     start, stop, owner = _alone(group[here], begin[here], until[here])
     whole = np.zeros(spans["tid"].size, np.int64)
     union = _Cover(np.zeros(start.size, np.int64), start, stop).inside(whole, spans["start_ns"], spans["end_ns"])
     single = owner >= 0
     sole = _Cover(owner[single], start[single], stop[single]).inside(mine, *window)
-    return own, net, union - sole, union
+    return own, sure, net, union - sole, union
 
 
 def _alone(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
@@ -197,13 +206,14 @@ def _alone(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Vague:
-    """Disjoint moments of threads that are not known; `held_ns` and its bounds where they are known."""
+    """Disjoint moments of threads that are not known; `held_ns` and its bounds where they are known, and else `hits`."""
 
     start_ns: Ints
     end_ns: Ints
     held_ns: Ints
     lo_ns: Ints
     hi_ns: Ints
+    hits: Ints
 
 
 def _disjoint(moments: Moments, end: Ints) -> tuple[_Vague, _Vague]:
@@ -216,16 +226,17 @@ def _disjoint(moments: Moments, end: Ints) -> tuple[_Vague, _Vague]:
         until, cut = until[kept], begin - some.start_ns[kept]
         hi = np.minimum(some.hi_ns[kept], until - begin)
         held = np.minimum(some.held_ns[kept], hi)
-        made.append(_Vague(begin, until, held, np.clip(some.lo_ns[kept] - cut, 0, held), hi))
+        hits = np.where(some.hits[kept] == NONE, 1, some.hits[kept])
+        made.append(_Vague(begin, until, held, np.clip(some.lo_ns[kept] - cut, 0, held), hi, hits))
     return made[0], made[1]
 
 
-def _of_anybody(spans: Mapping[str, Ints], moments: _Vague) -> tuple[Ints, Ints, Ints]:
-    """What each span lost to them at least, probably, and at most: a share of each moment by how much of it lies inside."""
+def _of_anybody(spans: Mapping[str, Ints], moments: _Vague) -> tuple[Ints, Ints]:
+    """What each span lost to them at least and at most."""
     start, end = spans["start_ns"], spans["end_ns"]
     zero = np.zeros(start.size, np.int64)
     if moments.start_ns.size == 0 or start.size == 0:
-        return zero, zero, zero
+        return zero, zero
     alone = _threads(spans, moments) <= 1
     length = moments.end_ns - moments.start_ns
     first = np.searchsorted(moments.end_ns, start, side="right")
@@ -246,13 +257,27 @@ def _of_anybody(spans: Mapping[str, Ints], moments: _Vague) -> tuple[Ints, Ints,
     ats = [at for at, _ in edges]
     lo = np.where(alone, moments.lo_ns, 0)
     least = [np.clip(lo[at] - (length[at] - inside), 0, None) for at, inside in zip(ats, over, strict=True)]
-    probable = [np.floor(moments.held_ns[at] * (inside / length[at])) for at, inside in zip(ats, over, strict=True)]
     most = [np.minimum(moments.hi_ns[at], inside) for at, inside in zip(ats, over, strict=True)]
-    return (
-        total(lo, (least[0], least[1])),
-        total(moments.held_ns, (probable[0].astype(np.int64), probable[1].astype(np.int64))),
-        total(moments.hi_ns, (most[0], most[1])),
-    )
+    return total(lo, (least[0], least[1])), total(moments.hi_ns, (most[0], most[1]))
+
+
+def _timed(spans: Mapping[str, Ints], usual: Ints, moments: _Vague) -> Ints:
+    """What each span probably lost to them. Where spans were longer by more than was shared out, several threads were held."""
+    if moments.start_ns.size == 0 or usual.size == 0 or not (whole := int(moments.held_ns.sum())):
+        return np.zeros(usual.size, np.int64)
+    given = _sharing.share(spans, usual, (moments.start_ns, moments.end_ns), moments.held_ns.astype(np.float64))
+    scale = np.clip(_sharing.slope(spans, given) or 1.0, 1.0, int(moments.hi_ns.sum()) / whole)
+    probable: Ints = np.rint(given * scale).astype(np.int64)
+    return probable
+
+
+def _counted(spans: Mapping[str, Ints], usual: Ints, moments: _Vague) -> Ints:
+    """What each span probably lost where hits are all that is known; below 0 where nothing tells what a hit takes."""
+    if moments.start_ns.size == 0 or usual.size == 0:
+        return np.zeros(usual.size, np.int64)
+    given = _sharing.share(spans, usual, (moments.start_ns, moments.end_ns), moments.hits.astype(np.float64))
+    each = _sharing.slope(spans, given)
+    return np.full(usual.size, -1) if each is None else np.rint(given * each).astype(np.int64)
 
 
 def _threads(spans: Mapping[str, Ints], moments: _Vague) -> Ints:

@@ -184,13 +184,26 @@ class Finder:
             self._remember(self._detector.advance())
         window = self.spans.read()[0]
         rows = {name: window[name] for name in schema.SPANS_UNITS}
-        moments, final = Moments.none(), _known_until(self._detector)
+        moments, final = Moments.none(), self._known_until()
         if len(window):
             moments = self._detector.moments(int(rows["start_ns"].min()), int(rows["end_ns"].max()) + 1)
         losses = _attribution.losses(rows, moments, pid=os.getpid(), traced=self._traced)
         log = self.spans.log
         found = _Found(rows, losses, names=log.names, refs=log.refs, stalls=self._stalls.values(), final_until_ns=final)
         return found.table(self._incomplete())
+
+    def _known_until(self) -> int:
+        """All moments that began before are known.
+
+        PSI is read when it may be, seconds later or, in a group that sleeps, minutes. Where tracepoints have told all reclaim it
+        is waited for only if there is a memory.high, whose sleep no tracepoint tells.
+        """
+        tracks = self._detector._detection._used  # noqa: SLF001 - one house
+        return min((track.until_ns for track in (tracks[:1] if self._traced and not self._may_sleep() else tracks)), default=0)
+
+    def _may_sleep(self) -> bool:
+        limits = self._source.limits.window()
+        return "high_bytes" in limits and bool((limits["high_bytes"] < NONE).any())
 
     def _remember(self, stalls: Iterable[Stall]) -> None:
         for stall in stalls:
@@ -223,11 +236,6 @@ def finder(sampler: Sampler, before: Finder | None) -> Finder | None:
     if sampler.role == "stopped":
         found.finish()
     return found
-
-
-def _known_until(detector: Detector) -> int:
-    """All moments that began before are known."""
-    return min((track.until_ns for track in detector._detection._used), default=0)  # noqa: SLF001 - one house
 
 
 # ---- Of a recording ------------------------------------------------------------------------------------------------
