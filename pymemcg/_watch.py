@@ -153,16 +153,13 @@ class Kills:
     def __init__(self, source: Channels) -> None:
         self._usage, self._limits = source.usage, source.limits
         self._newest = Newest(self._usage, ("oom_kills", "t_ns", "usage_bytes"))
-        self.counted = "oom_kills" in self._newest.names
+        self._count = Newest(self._usage, ("oom_kills",))
+        self.counted = bool(self._count.names)
         self._last = self._newest.row() or (0, 0)
 
     def news(self) -> list[OomKill]:
-        """What happened since the last call."""
-        newest = self._newest.row()
-        if not self.counted or not newest:
-            return []
-        if newest[0] == self._last[0]:
-            self._last = newest
+        """What happened since the last call; for a microsecond where nothing did."""
+        if self._count.row() in ((), self._last[:1]):
             return []
         import numpy as np
 

@@ -31,7 +31,7 @@ SETTLING_NS = 250_000_000
 and nothing that a glance sees changes then."""
 PENDING_NS, PENDING_FOR_NS = 1_000_000_000, 10_000_000_000
 """Afterwards so often, and for so long, while something is open or waits for evidence: a glance sees when PSI is read."""
-RESTING_NS = 5_000_000_000
+RESTING_NS = 15_000_000_000
 """And else so often, lest the rings outrun its cursors; more often where they are short."""
 PATIENCE_S = 2.0
 """How long stop() waits for a callback that is running."""
@@ -62,7 +62,7 @@ class Watch:
         self._changed_ns = self._asked_ns = self._rest_ns = 0
         self._retry_s, self._retry_at_s = RETRY_S[0], 0.0
         usage = self._source.usage
-        self._resting_ns = min(RESTING_NS, usage.capacity * usage.period_ns // 8)
+        self._resting_ns = min(RESTING_NS, usage.capacity * usage.period_ns // 4)
         self._wake = threading.Lock()
         self._wake.acquire()
         self._thread: threading.Thread | None = None
