@@ -144,7 +144,7 @@ class StallLines:
             "cause": stall.cause,
             "evidence": _joined(stall.evidence, self._widths["evidence"]),
             "hits": number(stall.limit_hits),
-            "reclaimed": UNKNOWN if pages is None else size(pages * self.page_bytes),
+            "reclaimed": UNKNOWN if pages is None else _short(size(pages * self.page_bytes)),
         }
         line = _GAP.join([when, *(_cell(title, cells[title], width) for title, width in self._widths.items())])
         threads, says = self._threads(stall), _remarks(stall)
@@ -169,6 +169,12 @@ class StallLines:
 
 def _cell(title: str, text: str, width: int) -> str:
     return text.ljust(width) if title in _TEXTS else text.rjust(width)
+
+
+def _short(text: str) -> str:
+    """A size without its decimal where that makes it too wide: "1000 KiB"."""
+    number, unit = text.split(" ")
+    return text if len(text) <= dict(_COLUMNS)["reclaimed"] else f"{float(number):.0f} {unit}"
 
 
 def _joined(evidence: tuple[str, ...], width: int) -> str:
@@ -196,7 +202,8 @@ def _harmless(stall: Stall, width: int) -> str:
             parts.append(f"within {span(lasted)}")
     parts.append(stall.cause)
     text = ", ".join(parts)
-    return f"{text}, {_joined(stall.evidence, width - len(text) - 2)}"
+    evidence = _joined(stall.evidence, width - len(text) - 2)
+    return text if evidence == UNKNOWN else f"{text}, {evidence}"
 
 
 # ---- What they add up to -------------------------------------------------------------------------------------------

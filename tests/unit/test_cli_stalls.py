@@ -119,6 +119,7 @@ def test_no_line_is_wider_than_the_terminal(width):
             CLOSED, stall_ns=3_599 * 10**9, stall_lo_ns=MS // 2, stall_hi_ns=359 * 10**9, evidence=("trace", "psi", "wchan")
         ),
         replace(CLOSED, cause="oom_wait", limit_hits=99_999, reclaimed_pages=1 << 28),
+        replace(CLOSED, reclaimed_pages=250),
         replace(HARMLESS, evidence=("trace", "psi", "counters", "wchan"), cause="ancestor"),
     )
     lines = lines_of(*stalls, width=width)
