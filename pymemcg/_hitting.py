@@ -195,8 +195,8 @@ class Finder:
     def _known_until(self) -> int:
         """All moments that began before are known.
 
-        PSI is read when it may be, seconds later or, in a group that sleeps, minutes. Where tracepoints have told all reclaim it
-        is waited for only if there is a memory.high, whose sleep no tracepoint tells.
+        PSI is read when it may be, seconds later or, in a group that sleeps, minutes. Where tracepoints have told all
+        reclaim it is waited for only if there is a memory.high, whose sleep no tracepoint tells.
         """
         tracks = self._detector._detection._used  # noqa: SLF001 - one house
         return min((track.until_ns for track in (tracks[:1] if self._traced and not self._may_sleep() else tracks)), default=0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whose was it? Stall time, or hits, of which only the tick is known, shared out among the spans that were in flight.
 
-A tick may be longer than several spans. But kinds of work differ in how much they reclaim, and over many ticks that shows: each
-kind of span is taken to reclaim at a rate of its own, and the rates are found by expectation maximisation for Poisson sums (Shepp
-and Vardi 1982; Richardson and Lucy before them), with everything that is no span as one more kind. Within a kind, a span counts by
-the time that it took beyond what its kind takes anyway.
+A tick may be longer than several spans. But kinds of work differ in how much they reclaim, and over many ticks that shows:
+each kind of span is taken to reclaim at a rate of its own, and the rates are found by expectation maximisation for Poisson
+sums (Shepp and Vardi 1982; Richardson and Lucy before them), with everything that is no span as one more kind. Within a kind,
+a span counts by the time that it took beyond what its kind takes anyway.
 """
 
 from __future__ import annotations
