@@ -37,7 +37,8 @@ def usable(rows: Mapping[str, Ints]) -> Bools:
 def from_rows(rows: Mapping[str, Ints]) -> Moments:
     """Make moments of rows of `reclaim`, which come as they end: sort them by their beginning.
 
-    A row that never ended holds nobody that we know of; it stays NONE in `end_ns` and `held_ns`.
+    A row that never ended holds nobody that we know of; it stays NONE in `end_ns` and `held_ns`. The wait for a CPU is the most
+    that it can have been: a thread was held for the whole interval at most. Where it is not known, it may have been all of it.
     """
     start, end, kind = rows["start_ns"], rows["end_ns"], rows["kind"]
     closed = end != NONE
@@ -53,8 +54,8 @@ def from_rows(rows: Mapping[str, Ints]) -> Moments:
         pid=rows["pid"],
         tid=rows["tid"],
         held_ns=held,
-        lo_ns=held,
-        hi_ns=held,
+        lo_ns=np.where((wait == NONE) & (held != NONE), 0, held),
+        hi_ns=np.where(held == NONE, NONE, length),
         cpu_wait_ns=np.where(seen, NONE, wait),
         reclaimed_pages=rows["reclaimed_pages"],
         kind=kind,

@@ -66,7 +66,7 @@ class Stall:
         stall_lo_ns: At least that much.
         stall_hi_ns: At most that much.
         longest_ns: The most that one thread was held within any 10 ms (`Policy.window_ns`); "a stall of at least X" means this.
-        cpu_wait_ns: Time for which held threads only waited for a CPU; None = not known, and part of `stall_ns` then.
+        cpu_wait_ns: For how long held threads waited for a CPU, at most; None = not known of all. What is not is in `stall_ns`.
         cause: `limit`, `high`, `ancestor`, `global`, `thrash`, `swap`, `oom_wait` or `unknown`.
         harmless: It held nobody for a millisecond (`Policy.least_ns`).
         evidence: What this rests on: of `trace`, `psi`, `wchan`, `counters`.

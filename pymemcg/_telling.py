@@ -138,10 +138,15 @@ def _kinds(groups: Rows) -> Ints:
 
 
 def _traced(groups: Rows) -> Rows:
-    """Wall time in which somebody was held. Where threads overlap, it is not known whose wait for a CPU fell on whose stall."""
-    hi = np.minimum(groups["wall_ns"], groups["held_ns"])
-    lo = np.minimum(np.maximum(groups["wall_ns"] - groups["cpu_wait_ns"], groups["longest_ns"]), hi)
-    return {"stall": (lo + hi) // 2, "lo": lo, "hi": hi}
+    """Wall time in which somebody was held.
+
+    What is known of waiting for a CPU is the most that it can have been, so that without it there is the least. Where threads
+    overlap, it is not known either whose wait fell on whose stall.
+    """
+    wall, held = groups["wall_ns"], np.minimum(groups["wall_ns"], groups["held_ns"])
+    least = np.minimum(np.maximum(wall - groups["cpu_wait_ns"], groups["longest_ns"]), held)
+    unknown = groups["held_ns"] - groups["lo_ns"]
+    return {"stall": (least + held) // 2, "lo": np.maximum(least - unknown, 0), "hi": wall}
 
 
 def _counted(groups: Rows) -> Rows:

@@ -160,8 +160,10 @@ def _ended(moments: Moments, last_ns: int) -> tuple[Moments, Ints]:
     """Let open-ended intervals go on until sampling ended: so long at least their threads were held."""
     open_ = moments.end_ns == NONE
     ends = np.where(open_, np.maximum(last_ns, moments.start_ns), moments.end_ns)
-    held = np.where(open_ & (moments.evidence != WCHAN), ends - moments.start_ns, moments.held_ns)
-    return replace(moments, held_ns=held, lo_ns=held, hi_ns=held), ends
+    if not open_.any():
+        return moments, ends
+    columns = {name: np.where(open_, ends - moments.start_ns, getattr(moments, name)) for name in ("held_ns", "lo_ns", "hi_ns")}
+    return replace(moments, **columns), ends
 
 
 def _suffix_least(channel: Channel, since: tuple[str, int] | None) -> list[int]:

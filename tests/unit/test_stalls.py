@@ -84,9 +84,11 @@ def test_time_on_a_waiting_list_of_the_cpu_is_told_and_not_counted(find):
     (stall,) = find(usage=ticks(3, hits=[11]), reclaim=held((10, 8, 5), wait_ms=7.9))
     assert stall.harmless
     assert (stall.stall_ns, stall.cpu_wait_ns) == (100_000, 7_900_000)
+    assert (stall.stall_lo_ns, stall.stall_hi_ns) == (100_000, 8 * MS)  # it may have waited outside of the interval
     (stall,) = find(usage=ticks(3, hits=[11]), reclaim=held((10, 8, 5), wait_ms=None))
     assert not stall.harmless
     assert (stall.stall_ns, stall.cpu_wait_ns) == (8 * MS, None)
+    assert (stall.stall_lo_ns, stall.stall_hi_ns) == (0, 8 * MS)
 
 
 def test_overlapping_threads_of_which_one_waited_for_a_cpu_give_bounds(find):
