@@ -125,6 +125,8 @@ static void read_trace(struct memcg_sampler *sampler, uint64_t now)
         memcg_thread_call(sampler);
     if (trace->hit)
         hit(sampler, now, true);
+    if (trace->own_ns)
+        memcg_pace_held(&sampler->tick.pace, trace->own_ns);
     trace->asked = trace->hit = false;
 }
 

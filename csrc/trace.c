@@ -125,6 +125,11 @@ static void ask(struct memcg_trace *trace, struct memcg_traced *thread, bool sch
     trace->asked = true;
 }
 
+static bool wants_delay(const struct memcg_trace *trace, const struct memcg_traced *thread)
+{
+    return thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS;
+}
+
 static void take_answers(struct memcg_trace *trace)
 {
     struct memcg_letter letter;
@@ -199,19 +204,24 @@ static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread
     return true;
 }
 
-/* What of an interval that has just ended the thread may have waited for a CPU: at most what its run_delay has grown by since about
- * the interval's beginning, and nothing where that was one wait, longer than the interval. MEMCG_NONE where nobody knows what it
- * was then, and it has grown by enough since to matter. */
+/* What of an interval that has just ended the thread waited for a CPU, by what its run_delay has grown by since about the interval's
+ * beginning. A wait is inside of an interval or outside, never half, for both its ends were noted by the thread itself: so an
+ * interval that is shorter than the usual one of those waits is taken to hold none. MEMCG_NONE where nobody knows what the
+ * run_delay was then, and it has grown by enough since to matter. */
 static int64_t cpu_wait(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t end_ns)
 {
-    uint64_t took = end_ns - thread->start_ns;
-    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns) ||
-        (!thread->recent && thread->slack_ns > took / LITTLE))
+    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns))
         return MEMCG_NONE;
-    uint64_t wait = took < thread->slack_ns ? took : thread->slack_ns;
-    if (thread->gained <= 1 && thread->slack_ns > took)
-        wait = 0;
+    uint64_t took = end_ns - thread->start_ns, slack = thread->slack_ns, waits = thread->gained ? thread->gained : 1;
+    bool sure = thread->recent || slack <= took / LITTLE || (waits == 1 && slack > took);
+    if (!sure)
+        return MEMCG_NONE;
+    uint64_t usual = slack / waits;
+    if (took < usual || usual == 0)
+        return 0;
+    uint64_t wait = took < slack ? took : slack, used = wait / usual;
     thread->slack_ns -= wait;
+    thread->gained = used < waits ? waits - used : 0;
     return (int64_t)wait;
 }
 
@@ -286,8 +296,10 @@ void memcg_trace_event(struct memcg_trace *trace, const struct memcg_perf_event 
         end_interval(trace, thread, event, ROLE[event->tracepoint].kind);
     else
         begin_interval(trace, thread, event->t_ns, ROLE[event->tracepoint].kind);
-    if (thread->member == MEMCG_MEMBER_UNKNOWN)
+    if (thread->member == MEMCG_MEMBER_UNKNOWN || (thread->member == MEMCG_MEMBER_YES && wants_delay(trace, thread)))
         ask(trace, thread, true);
+    if (thread->member == MEMCG_MEMBER_YES && event->t_ns > trace->own_ns)
+        trace->own_ns = event->t_ns;
 }
 
 /* Makes rows of those whose thread is known by now, and keeps the others. */
@@ -318,7 +330,7 @@ static void watch_open(struct memcg_trace *trace)
             continue;
         if (thread->schedstat > 0 && thread->delay_t_ns < thread->start_ns)
             (void)refresh_delay(trace, thread, thread->start_ns);
-        else if (thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS)
+        else if (wants_delay(trace, thread))
             ask(trace, thread, true);
     }
 }

@@ -100,6 +100,7 @@ struct memcg_trace {
     int column[MEMCG_TRACE_COLUMNS];
     uint64_t cgroup_id;
     uint64_t now_ns, drains, events, unattributed;
+    uint64_t own_ns; /* the last event of a thread of the target */
     uint32_t open, pending, delays;
     bool hit;                                         /* a thread of the target has begun to reclaim since the last drain */
     bool asked;                                       /* the keeper has new post */

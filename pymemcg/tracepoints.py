@@ -121,15 +121,13 @@ def membership(target: Target) -> tuple[int, str | None]:
     """How threads of the target are known.
 
     Returns:
-        (id of its group in cgroup2 where that holds just the threads of the memory group, else 0; the memory group's path as
-        /proc/TID/cgroup shows it here, or None where that is not known)
+        (id of its group in cgroup2, else 0: where PSI speaks of the group, that one was found to hold the same processes; the
+        memory group's path as /proc/TID/cgroup shows it here, or None where that is not known)
     """
-    path = _memory_path(target)
     ident = 0
-    if target.cgroup2_directory is not None and target.pressure_scope != "host":
-        same = target.version == 2 or (path is not None and _path_of(target.cgroup2_directory, 2) == path)
-        ident = os.stat(target.cgroup2_directory).st_ino if same else 0
-    return ident, path
+    if target.cgroup2_directory is not None and target.pressure_scope == "group":
+        ident = os.stat(target.cgroup2_directory).st_ino
+    return ident, _memory_path(target)
 
 
 def _memory_path(target: Target) -> str | None:

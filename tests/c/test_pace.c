@@ -116,6 +116,18 @@ static void test_hits(void)
     CHECK(memcg_pace_next(&pace, hit + 20 * S) == MS, "the second hit");
 }
 
+/* While a thread of the group is in reclaim, ticks do not yield; shortly after, they do again. */
+static void test_held(void)
+{
+    struct memcg_pace pace = {.full_ns = 1000000, .adaptive = true, .headroom = INT64_MAX};
+    memcg_pace_yield(&pace, 10000, 1000000);
+    uint64_t slow = memcg_pace_next(&pace, 5000000000);
+    CHECK(slow > 10000000, "does not yield: %" PRIu64, slow);
+    memcg_pace_held(&pace, 5000000000);
+    CHECK(memcg_pace_next(&pace, 5001000000) == pace.full_ns, "yields in reclaim");
+    CHECK(memcg_pace_next(&pace, 5100000000) == slow, "does not yield after it");
+}
+
 /* At the distance that it yields to, ticks of `cost` take no more than 1/20 of what the group uses - at the limit too. */
 static void test_yield(void)
 {
@@ -176,6 +188,7 @@ int main(void)
     test_usage();
     test_hits();
     test_yield();
+    test_held();
     test_grid();
     return 0;
 }
