@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
@@ -195,16 +196,14 @@ class Sampler(Watched, Marked, Channels):
 
     # ---- What it knows ----
 
-    def __getattr__(self, name: str) -> Channel:
-        if name in schema.CHANNELS:
-            if self._forked:
-                self._reattach()
-            if name == "usage":
-                self._uncover()
-            if name in self._channels:
-                return self._channels[name]
-            raise NotStarted(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
-        raise AttributeError(f"Sampler has no attribute {name!r}")
+    def _channel(self, name: str) -> Channel:
+        if self._forked:
+            self._reattach()
+        if name == "usage":
+            self._uncover()
+        if name in self._channels:
+            return self._channels[name]
+        raise NotStarted(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
 
     @property
     def target(self) -> Target | None:
@@ -310,6 +309,10 @@ class Sampler(Watched, Marked, Channels):
     def __repr__(self) -> str:
         return f"<Sampler of {self._spec!r}: {'not attached since the fork' if self._forked else self._role()}>"
 
+
+# Properties, since a __getattr__ would make every attribute slow, and a span looks up two of them.
+for _name in schema.CHANNELS:
+    setattr(Sampler, _name, property(partial(Sampler._channel, name=_name)))  # noqa: SLF001 - one room
 
 _samplers: weakref.WeakValueDictionary[int, Sampler] = weakref.WeakValueDictionary()
 _fork_lock = threading.RLock()
