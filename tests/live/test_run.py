@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
-import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runner import LISTENER, RUN, SIGNALS, as_pid_1, children_of, run, shell
 
 import pymemcg
 import pymemcg.once
@@ -24,65 +21,11 @@ from pymemcg.child import PREFIX
 pytestmark = pytest.mark.live
 
 MIB = 1 << 20
-# Who runs the tests in a shell's background ignores SIGINT and hands that down; a person's Ctrl-C is what is meant.
-HEEDING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-MAIN = HEEDING + "from pymemcg.cli import main; sys.exit(main())"
-RUN = [sys.executable, "-c", MAIN, "run"]
-PID_1 = ["unshare", "--pid", "--fork", "--mount-proc", *RUN]
-
-# Says which signals came, how often, and ends with SIGTERM.
-LISTENER = """
-import os, signal, sys
-told = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH, signal.SIGRTMIN + 3}
-def tell(number, _frame):
-    os.write(1, b"%d\\n" % number)
-    if number == signal.SIGTERM:
-        os._exit(7)
-for number in {*told, signal.SIGTERM}:
-    signal.signal(number, tell)
-os.write(1, b"ready\\n")
-while True:
-    signal.pause()
-"""
-SIGNALS = (
-    *(signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGWINCH, signal.SIGRTMIN + 3),
-    signal.SIGTERM,
-)
-
-
-def run(*words: str, program: list[str] = RUN, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*program, *words], input=stdin, capture_output=True, text=True, timeout=90, check=False, env=os.environ | variables
-    )
-
-
-def shell(script: str, *options: str, program: list[str] = RUN) -> subprocess.CompletedProcess[str]:
-    return run(*options, "--", "sh", "-c", script, program=program)
 
 
 @pytest.fixture(scope="module")
 def pid_1() -> list[str]:
-    try:
-        done = subprocess.run(
-            ["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no unshare (util-linux)")
-    if done.returncode != 0:
-        pytest.skip(f"a pid namespace may not be made here: {done.stderr.strip()}")
-    return PID_1
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            text = Path("/proc", entry, "stat").read_text() if entry.isdigit() else ""
-        except OSError:
-            continue
-        if text and int(text.rpartition(")")[2].split()[1]) == pid:
-            found.append(int(entry))
-    return found
+    return as_pid_1()
 
 
 # ---- The command notices nothing -----------------------------------------------------------------------------------
@@ -91,9 +34,9 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)]
 )
-@pytest.mark.parametrize("as_pid_1", [False, True], ids=["", "pid 1"])
-def test_the_exit_status_is_the_commands(script, status, as_pid_1, request):
-    done = shell(script, program=request.getfixturevalue("pid_1") if as_pid_1 else RUN)
+@pytest.mark.parametrize("first", [False, True], ids=["", "pid 1"])
+def test_the_exit_status_is_the_commands(script, status, first, request):
+    done = shell(script, program=request.getfixturevalue("pid_1") if first else RUN)
     assert done.returncode == status
     assert done.stderr.startswith("pymemcg: sh ")
 
@@ -234,155 +177,6 @@ def test_whoever_is_made_a_reaper_reaps():
     script = "for i in 1 2 3; do (sleep 0.1 &); done; sleep 0.5; ps -o stat= --ppid $PPID | grep -c Z; exit 9"
     done = shell(script, program=[sys.executable, "-c", become, *RUN])
     assert (done.returncode, done.stdout) == (9, "0\n")
-
-
-# ---- A terminal ----------------------------------------------------------------------------------------------------
-
-
-ECHOING = ["sh", "-c", "echo be''gun; exec cat"]  # its command line does not show the word
-
-
-class Terminal:
-    """A program in a terminal of its own."""
-
-    def __init__(self, command: list[str]):
-        self.pid, self.file = pty.fork()
-        if self.pid == 0:
-            os.environ |= {"TERM": "dumb", "PS1": "$ ", "COLUMNS": "80"}
-            os.execvp(command[0], command)
-        self.seen = b""
-
-    def _read(self) -> bool:
-        """Whether there may be more."""
-        if select.select([self.file], [], [], 0.2)[0]:
-            try:
-                self.seen += os.read(self.file, 65536)
-            except OSError:  # nobody is on the other side
-                return False
-        return True
-
-    def await_text(self, text: bytes) -> None:
-        """What came until then is done with."""
-        deadline = time.monotonic() + 30
-        while text not in self.seen:
-            assert self._read(), self.seen
-            assert time.monotonic() < deadline, (text, self.seen)
-        self.seen = self.seen.partition(text)[2]
-
-    def type(self, text: bytes) -> None:
-        os.write(self.file, text)
-
-    def end(self) -> int:
-        """Its status."""
-        deadline = time.monotonic() + 30
-        while self._read():
-            assert time.monotonic() < deadline, self.seen
-        return self.wait()
-
-    def wait(self) -> int:
-        pid, self.pid = self.pid, 0
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    def close(self) -> None:
-        """End what did not end; what it started is told by the kernel."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
-        if self.file >= 0:
-            os.close(self.file)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[[list[str]], Terminal]]:
-    made: list[Terminal] = []
-
-    def make(command: list[str]) -> Terminal:
-        made.append(Terminal(command))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-BASH = ["bash", "--norc", "--noprofile", "-i"]
-
-
-def test_ctrl_c_comes_once(terminal):
-    it = terminal([*RUN, "--", sys.executable, "-c", LISTENER])
-    it.await_text(b"ready")
-    for _ in range(3):
-        it.type(b"\x03")
-        it.await_text(b"2\r\n")
-    time.sleep(0.2)  # for what comes too often
-    (child,) = children_of(it.pid)
-    os.kill(child, signal.SIGTERM)
-    assert it.end() == 7
-    assert b"2\r\n" not in it.seen.partition(b"pymemcg:")[0]
-
-
-def test_a_hangup_reaches_the_command(terminal):
-    """When a terminal goes away, the kernel tells the leader of its session alone."""
-    it = terminal([*RUN, "--", sys.executable, "-c", LISTENER.replace("signal.SIGHUP, ", "")])
-    it.await_text(b"ready")
-    (child,) = children_of(it.pid)
-    os.close(it.file)
-    it.file = -1
-    assert it.wait() == 128 + signal.SIGHUP
-    assert not Path(f"/proc/{child}").exists()
-
-
-def test_a_job_can_be_stopped_and_brought_back(terminal):
-    it = terminal(BASH)
-    it.await_text(b"$ ")
-    it.type(shlex.join([*RUN, "--", *ECHOING]).encode() + b"\n")
-    it.await_text(b"begun\r\n")
-    it.type(b"one\n")
-    it.await_text(b"one\r\none\r\n")
-    for word in (b"two", b"three"):
-        it.type(b"\x1a")
-        it.await_text(b"Stopped")
-        it.await_text(b"$ ")
-        it.type(b"fg\n")
-        it.await_text(b"exec cat'")
-        it.type(word + b"\n")
-        it.await_text(word + b"\r\n" + word + b"\r\n")
-    it.type(b"\x04")
-    it.await_text(b"pymemcg: sh ended with exit status 0")
-    it.await_text(b"$ ")
-    it.type(b"exit\n")
-    assert it.end() == 0
-
-
-def test_who_stops_itself_alone_is_not_waited_for(terminal):
-    """As editors do: their job stops when they have put the screen in order, and not before."""
-    it = terminal(BASH)
-    it.await_text(b"$ ")
-    command = [*RUN, "--", "sh", "-c", "kill -TSTP $$; echo ba''ck; exit 3"]
-    it.type(shlex.join(command).encode() + b"\n")
-    it.await_text(b"Stopped")
-    it.await_text(b"$ ")
-    it.type(b"fg\n")
-    it.await_text(b"back\r\n")
-    it.await_text(b"pymemcg: sh ended with exit status 3")
-    it.await_text(b"$ ")
-    it.type(b"exit\n")
-    it.end()
-
-
-@pytest.mark.parametrize("as_pid_1", [False, True], ids=["", "pid 1"])
-def test_a_shell_in_it_controls_its_jobs(as_pid_1, request, terminal):
-    it = terminal([*(request.getfixturevalue("pid_1") if as_pid_1 else RUN), "--", *BASH])
-    it.await_text(b"$ ")
-    it.type(shlex.join(ECHOING).encode() + b"\n")
-    it.await_text(b"begun\r\n")
-    it.type(b"\x1a")
-    it.await_text(b"Stopped")
-    it.type(b"exit 8\n")
-    it.await_text(b"There are stopped jobs")
-    it.type(b"exit 8\n")
-    assert it.end() == 8
-    assert b"no job control" not in it.seen
 
 
 # ---- Groups --------------------------------------------------------------------------------------------------------
