@@ -111,8 +111,10 @@ class Counted:
         """Up to when what hits and windows know has become moments."""
         if now_ns == NONE:
             return NONE
-        rounds = self._looking.rounds(np.array([now_ns]), after=False)
-        looked = int(rounds[0]) if rounds[0] < now_ns else now_ns - LOOK_NS
+        looked = self._looking.looked_ns
+        if looked > now_ns:  # in the middle of a recording, or not known
+            rounds = self._looking.rounds(np.array([now_ns]), after=False)
+            looked = int(rounds[0]) if rounds[0] < now_ns else now_ns - LOOK_NS
         waits = self._psi and not self._over
         return min(looked, max(self._done_ns, now_ns - self._policy.patience_ns)) if waits else looked
 
@@ -184,6 +186,8 @@ class Counted:
 
     def _count(self, now_ns: int, trace: Traced | None) -> list[Moments]:
         """Hits that no window will tell of."""
+        if len(self._hits) == 0:
+            return []
         alone = now_ns == NONE or not self._psi or self._over
         due = self._hits.t_ns <= (now_ns if alone else now_ns - self._policy.patience_ns)
         if len(self._windows):

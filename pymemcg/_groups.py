@@ -93,6 +93,9 @@ class Waiting:
         self._ends = self._moments.end_ns
         self._told = np.zeros(0, bool)
 
+    def __len__(self) -> int:
+        return len(self._moments)
+
     @property
     def first_ns(self) -> int:
         """When the first of them began; NONE = there is none."""

@@ -86,7 +86,7 @@ class Moments:
     @classmethod
     def none(cls) -> Moments:
         """No moments."""
-        return cls.of(np.empty(0, np.int64), 0, evidence=0)
+        return _NOTHING
 
     @classmethod
     def joined(cls, parts: list[Moments]) -> Moments:
@@ -115,3 +115,6 @@ _ABSENT: Final = {"pid": 0, "tid": 0, "kind": UNTOLD}
 
 def _column(size: int, values: npt.ArrayLike) -> Ints:
     return np.ascontiguousarray(np.broadcast_to(np.asarray(values, dtype=np.int64), (size,)))
+
+
+_NOTHING: Final = Moments.of(np.empty(0, np.int64), 0, evidence=0)

@@ -90,6 +90,8 @@ class Traced:
                 break
         until = known_ns if self._live else self._known_ns
         moments = Moments.joined(parts)
+        if len(moments) == 0:
+            return moments, moments.end_ns, until
         seen = moments.evidence == WCHAN
         if seen.any():
             self.wchan = Moments.joined([self.wchan, moments.take(seen)])

@@ -77,6 +77,8 @@ class Track:
         if until_ns < self.until_ns and not final:
             return []
         self.until_ns = max(until_ns, self.until_ns)
+        if not (len(self._waiting) or self._unexplained or any(group.open for group in self._groups)):
+            return []  # as nearly always, many times a second
         settled = self._waiting.settle(until_ns)
         part, known = settled.judged.part, settled.moments.held_ns != NONE
         out: list[Stall] = self._explain(final)
