@@ -214,10 +214,8 @@ class Recorder:
 
     def _finish(self) -> None:
         whole = f"{self.path}.whole"
-        if self._texts and self._rows.get("spans"):
+        if self._texts:
             self._info["spans"] = self._texts.info()
-        else:  # nothing was marked here, which is not to look as if nothing was done
-            self._channels.pop("spans", None)
         try:
             fd = self._make(whole, lambda channel: self._rows[channel.name])
         except RecordingError as error:
