@@ -148,9 +148,23 @@ class Command:
         A terminal sends to the whole process group, the command included; only when it hangs up it sends to the leader of its
         session alone. And a command that signals its own group (`kill 0`) knows of it.
         """
+        if info.si_signo == signal.SIGCONT and not self._is_still_stopped():
+            return False
         if info.si_code > 0:  # from the kernel
             return info.si_signo in _TO_A_LEADER and os.getsid(0) == os.getpid()
         return info.si_pid != self.pid
+
+    def _is_still_stopped(self) -> bool:
+        """Whether the command was not continued when we were; a shell continues the whole process group.
+
+        If a terminal has stopped it again since, that came to us, too.
+        """
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                state = file.read().rpartition(b") ")[2][:1]
+        except OSError:  # there is no /proc here
+            state = b"T"
+        return state == b"T" and signal.SIGTSTP not in signal.sigpending()
 
     def _reap(self) -> int | None:
         """The command's status, if it has ended.

@@ -149,6 +149,19 @@ def test_who_stops_itself_alone_is_not_waited_for(terminal):
     it.end()
 
 
+def test_who_continues_us_alone_continues_the_command(terminal):
+    it = terminal(BASH)
+    it.await_text(b"$ ")
+    it.type(shlex.join([*RUN, "--", "sh", "-c", "kill -TSTP $$; echo ba''ck; exit 3"]).encode() + b"\n")
+    it.await_text(b"Stopped")
+    (run,) = children_of(it.pid)
+    os.kill(run, signal.SIGCONT)
+    it.await_text(b"back\r\n")
+    it.await_text(b"pymemcg: sh ended with exit status 3")
+    it.type(b"exit\n")
+    it.end()
+
+
 @pytest.mark.parametrize("first", [False, True], ids=["", "pid 1"])
 def test_a_shell_in_it_controls_its_jobs(first, terminal):
     it = terminal([*(as_pid_1() if first else RUN), "--", *BASH])
