@@ -77,6 +77,7 @@ class Plan:
             "kernel": os.uname().release,
             "host": os.uname().nodename,
             "page_bytes": os.sysconf("SC_PAGESIZE"),
+            "cpus": os.cpu_count(),
             "adaptive": self.adaptive,
         }
 

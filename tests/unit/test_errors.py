@@ -16,7 +16,8 @@ class TestErrors:
         error = TargetError("is no group", path="/x", hint="try another")
         assert str(error) == "/x: is no group (try another)"
         assert str(TargetError("/x is no group", path="/x")) == "/x is no group"
-        assert len({kind.exit_code for kind in (*MemcgError.__subclasses__(), MemcgError)}) == 5
+        ours = [kind for kind in MemcgError.__subclasses__() if kind.__module__ == MemcgError.__module__]
+        assert len({kind.exit_code for kind in (*ours, MemcgError)}) == 5
 
     @pytest.mark.parametrize("kind", [MemcgError, *MemcgError.__subclasses__()])
     def test_they_survive_pickling(self, kind):

@@ -57,7 +57,7 @@ class TestCapturedKernels:
         usage = {"6.18-hybrid": {"limit_hits", "memsw_hits", "oom_kills"}}.get(kernel, {"limit_hits", "high_hits", "oom_kills"})
         assert set(tables(plan)["usage"].columns) == usage | {"t_ns", "late_ns", "usage_bytes", "rss_bytes", "shared_bytes"}
         assert {"anon", "file", "inactive_file", "pgfault"} <= set(tables(plan)["stat"].columns)
-        assert set(tables(plan)["pressure"].columns) == {"t_ns", "since_ns", "some_us", "full_us", "cpu_us"}
+        assert set(tables(plan)["pressure"].columns) == set(schema.PRESSURE_UNITS)
         assert {"pswpin", "pswpout"} <= set(tables(plan)["node"].columns)
         assert {"processes", "clock", "events"} <= set(tables(plan))
 
@@ -66,6 +66,15 @@ class TestCapturedKernels:
         own = {"usage": {"t_ns", "late_ns"}, "stat": {"t_ns"}, "node": {"t_ns"}, "pressure": {"t_ns", "since_ns", "cpu_us"}}
         for channel, columns in own.items():
             assert fed(plan, channel) | columns == set(tables(plan)[channel].columns)
+
+    def test_evidence_is_said(self, kernel, tmp_path):
+        plan = plan_of(captured(kernel, tmp_path)[0], evidence="psi")
+        assert plan.evidence["psi"] is None
+        assert plan.evidence["counters"] is None
+        assert plan.evidence["trace"] == "evidence 'psi' was asked for"
+        assert (plan.evidence["wchan"] is None) == (plan.target.version == 2)
+        assert ("reclaim" in tables(plan)) == (plan.target.version == 2)
+        assert plan.info()["evidence"] == plan.evidence
 
     def test_every_column_has_the_schemas_unit(self, kernel, tmp_path):
         for spec in plan_of(captured(kernel, tmp_path)[0]).channels:
