@@ -34,6 +34,10 @@ ENOUGH: Final = 10
 """Of so many spans of a name it can be learned how their time depends on what hit them."""
 USUAL: Final = 5
 """The percentile of a name's times that is work in any case, where all its spans were hit."""
+STEPS: Final = 10
+"""Of the regression; it hardly moves any more then."""
+OUTLYING: Final = 2.2
+"""From so many medians of the deviations on a span counts less: 1.5 standard deviations, if they were normal."""
 REDUCED: Final = 0.5
 """Who is hit more also does more, such as to use the memory: of the time that goes along with hits half is taken to be reclaim
 (docs/fidelity.md has what comes of it)."""
@@ -73,18 +77,23 @@ def share(spans: Mapping[str, Ints], usual: Ints, moments: tuple[Ints, Ints], am
 
 
 def slope(spans: Mapping[str, Ints], given: Floats) -> float | None:
-    """By how many ns spans were longer for each of what they were given, within names; None where nothing tells."""
-    duration = (spans["end_ns"] - spans["start_ns"]).astype(np.float64)
+    """By how many ns spans were longer for each of what they were given, within names; None where nothing tells.
+
+    Regression with Huber's weights (1964), since some spans are long for reasons of their own.
+    """
     group = np.unique(spans["name_id"], return_inverse=True)[1]
-    count = np.bincount(group)
-
-    def apart(values: Floats) -> Floats:
-        return np.asarray(values - (np.bincount(group, weights=values) / count)[group])
-
-    enough = count[group] >= ENOUGH
-    x, y = apart(given)[enough], apart(duration)[enough]
-    spread = float((x * x).sum())
-    found = float((x * y).sum()) / spread if spread > 0 else 0.0
+    enough = np.bincount(group)[group] >= ENOUGH
+    x, y = given[enough], (spans["end_ns"] - spans["start_ns"]).astype(np.float64)[enough]
+    group = np.unique(group[enough], return_inverse=True)[1]
+    weight, found = np.ones(x.size), 0.0
+    for _ in range(STEPS if x.size else 0):
+        total = np.bincount(group, weights=weight)
+        dx = x - (np.bincount(group, weights=weight * x) / total)[group]
+        dy = y - (np.bincount(group, weights=weight * y) / total)[group]
+        spread = float((weight * dx * dx).sum())
+        found = float((weight * dx * dy).sum()) / spread if spread > 0 else 0.0
+        rest = np.abs(dy - found * dx)
+        weight = np.minimum(1.0, (OUTLYING * float(np.median(rest)) + 1) / np.maximum(rest, 1))
     return REDUCED * found if found > 0 else None
 
 
