@@ -82,7 +82,8 @@ def tick(*, ticks: int) -> dict[str, Any]:
     try:
         create(ring_fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True)
         config = NativeConfig(plan, ring_fd=ring_fd, lock_fd=-1, attached=False)
-        state, cpu_ns = Ring(ring_fd, "memfd:pymemcg-bench").header.state, ffi.new("uint64_t *")
+        ring, cpu_ns = Ring(ring_fd, "memfd:pymemcg-bench"), ffi.new("uint64_t *")
+        state = ring.header.state  # lies in the ring's mapping, which must outlive it
         statuses: list[int] = []
         ticker = threading.Thread(target=lambda: statuses.append(lib.memcg_bench_ticks(config.struct, ticks, cpu_ns)))
         ticker.start()
@@ -92,6 +93,7 @@ def tick(*, ticks: int) -> dict[str, Any]:
                 time.sleep(0.01)
             held.append(anonymous_bytes())
         ticker.join()
+        del state
     finally:
         os.close(ring_fd)
     check(statuses[0], "a file of this group")
