@@ -163,6 +163,7 @@ static void end_tick(struct memcg_sampler *sampler)
         return;
     memcg_thread_stop(sampler);
     pthread_join(sampler->tick_thread, NULL);
+    memcg_pressure_last(sampler);
     memcg_trace_finish(&sampler->trace, now_ns(), &sampler->writer.header->state);
     store_relaxed(&sampler->writer.header->state.writer_pid, 0);
     memcg_sampler_end(sampler);

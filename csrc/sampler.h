@@ -134,6 +134,8 @@ void *memcg_tick_run(void *argument); /* the sampler */
 /* Tries to become the one who reads the group's PSI: its window belongs to the group, and a gate in each of several readers is no
  * gate. Until then the channel is closed with EBUSY. */
 void memcg_pressure_claim(struct memcg_sampler *sampler);
+/* At the end, where something was hit since the last read of PSI: reads it once more. */
+void memcg_pressure_last(struct memcg_sampler *sampler);
 void memcg_tick_close(struct memcg_sampler *sampler);
 
 int memcg_keeper_open(struct memcg_sampler *sampler);

@@ -321,6 +321,14 @@ int memcg_tick_begin(struct memcg_sampler *sampler)
     return memcg_tick_sample(sampler, now_ns());
 }
 
+/* What was hit since the last read would stay without a duration; one read more, once in a sampler's life, costs next to nothing. */
+void memcg_pressure_last(struct memcg_sampler *sampler)
+{
+    struct memcg_tick *tick = &sampler->tick;
+    if (memcg_channel_is_open(&tick->pressure.channel) && tick->gate.first_hit_ns != 0)
+        (void)read_pressure(sampler, now_ns());
+}
+
 void memcg_tick_close(struct memcg_sampler *sampler)
 {
     memcg_fed_close(&sampler->tick.usage);

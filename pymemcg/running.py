@@ -18,6 +18,7 @@ from pymemcg.ring import Ring, create
 if TYPE_CHECKING:
     from pymemcg.plan import Plan
 
+_ANOTHERS = "another process reads this group's PSI: a second reader would destroy it"
 _PATIENCE_S = 1.0
 """How long to wait for another process's first sample; should it have died before, the next takes over meanwhile."""
 
@@ -76,7 +77,7 @@ class Running:
             if table is None:
                 found[name] = found[name] or "the process that samples has none"
             elif closed is not None:
-                found[name] = f"closed: {os.strerror(closed[1])}"
+                found[name] = _ANOTHERS if closed[1] == errno.EBUSY else f"closed: {os.strerror(closed[1])}"
             elif name == "trace":
                 why = found[name] or "the process that samples has none"
                 found[name] = None if self.ring.header.state.trace_ns else why
