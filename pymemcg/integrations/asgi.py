@@ -42,12 +42,22 @@ class ASGIMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve, as ASGI has it."""
-        if scope["type"] == "http":
-            await self._request(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            return
+        service = self._service
+        if not service.began:
+            service.begin_beside()
+        scope["pymemcg.sampler"] = service.sampler
+        root = scope.get("root_path", "")
+        with service.span("") as span:
+            call = Watched(self.app(scope, receive, send), scope)
+            try:
+                await call
+            finally:
+                span.name, span.ref = _name(service, scope, root), _reference(scope["headers"])
+                if call.tid is not None:
+                    span.ran_on(call.tid, call.start_ns, call.end_ns)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         ending = False
@@ -65,26 +75,16 @@ class ASGIMiddleware:
             if ending:  # an application without a lifespan raises here, and requests come all the same
                 self._service.end()
 
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        if not service.began:
-            service.begin_beside()
-        scope["pymemcg.sampler"] = service.sampler
-        root = scope.get("root_path", "")
-        with service.span("") as span:
-            call = Watched(self.app(scope, receive, send), scope)
-            try:
-                await call
-            finally:
-                span.name, span.ref = _name(service, scope, root), _reference(scope["headers"])
-                if call.tid is not None:
-                    span.ran_on(call.tid, call.start_ns, call.end_ns)
-
 
 def _reference(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The trace's id from the header `traceparent`, which may not come twice."""
-    found = [value for name, value in headers if name == b"traceparent"]
-    return trace_id(found[0].decode("latin-1")) if len(found) == 1 else None
+    found = None
+    for name, value in headers:
+        if name == b"traceparent":
+            if found is not None:
+                return None
+            found = value
+    return trace_id(found.decode("latin-1")) if found is not None else None
 
 
 def _name(service: Service, scope: Scope, root: str) -> str:

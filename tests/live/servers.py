@@ -52,7 +52,7 @@ class Server:
     """A server, from start to end.
 
     Args:
-        command: Arguments of the interpreter; `{fd}` stands for the socket that it is to listen on.
+        command: Arguments of the interpreter; `{fd}` stands for the socket that it is to listen on, or `{port}` for the port.
         group: Where it runs.
         mapping_bytes: What each of its workers writes round and round.
         options: Of the middleware; None = without it.
@@ -66,11 +66,11 @@ class Server:
         fd = self._socket.fileno()
         self._log = tempfile.NamedTemporaryFile(prefix="pymemcg-server-")  # noqa: SIM115 - closed by `close`
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _WAIT, *(part.format(fd=fd) for part in command)],
+            [sys.executable, "-c", _WAIT, *(part.format(fd=fd, port=self.address[1]) for part in command)],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
-            pass_fds=(fd,),
+            pass_fds=(fd,) if any("{fd}" in part for part in command) else (),
             cwd=_HERE,
             env={**os.environ, **env},
             start_new_session=True,
