@@ -29,6 +29,9 @@ FAST: Final = 10
 PREEMPTED_NS: Final = 1_000_000
 """How long a thread waits for a CPU is known as an upper bound, for some intervals together: for shorter ones it is too wide,
 and who is preempted is so for longer, as a rule."""
+SHARP_NS: Final = 2_500_000
+"""In a longer tick the bound that PSI gives says little of one span: what hits cost is known over seconds, and where a tick
+holds several spans, dear hits stand beside cheap ones."""
 THREAD: Final = 1
 LOOP: Final = 3
 
@@ -206,13 +209,17 @@ def _alone(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Vague:
-    """Disjoint moments of threads that are not known; `held_ns` and its bounds where they are known, and else `hits`."""
+    """Disjoint moments of threads that are not known; `held_ns` and its bounds where they are known, and else `hits`.
+
+    `most_ns` is what one span may have lost to it, `hi_ns` what all of them did as far as the evidence tells.
+    """
 
     start_ns: Ints
     end_ns: Ints
     held_ns: Ints
     lo_ns: Ints
     hi_ns: Ints
+    most_ns: Ints
     hits: Ints
 
 
@@ -227,7 +234,9 @@ def _disjoint(moments: Moments, end: Ints) -> tuple[_Vague, _Vague]:
         hi = np.minimum(some.hi_ns[kept], until - begin)
         held = np.minimum(some.held_ns[kept], hi)
         hits = np.where(some.hits[kept] == NONE, 1, some.hits[kept])
-        made.append(_Vague(begin, until, held, np.clip(some.lo_ns[kept] - cut, 0, held), hi, hits))
+        spread = (until - begin > SHARP_NS) & (hits > 0)
+        most = np.where(spread, until - begin, hi)
+        made.append(_Vague(begin, until, held, np.clip(some.lo_ns[kept] - cut, 0, held), hi, most, hits))
     return made[0], made[1]
 
 
@@ -257,8 +266,8 @@ def _of_anybody(spans: Mapping[str, Ints], moments: _Vague) -> tuple[Ints, Ints]
     ats = [at for at, _ in edges]
     lo = np.where(alone, moments.lo_ns, 0)
     least = [np.clip(lo[at] - (length[at] - inside), 0, None) for at, inside in zip(ats, over, strict=True)]
-    most = [np.minimum(moments.hi_ns[at], inside) for at, inside in zip(ats, over, strict=True)]
-    return total(lo, (least[0], least[1])), total(moments.hi_ns, (most[0], most[1]))
+    most = [np.minimum(moments.most_ns[at], inside) for at, inside in zip(ats, over, strict=True)]
+    return total(lo, (least[0], least[1])), total(moments.most_ns, (most[0], most[1]))
 
 
 def _timed(spans: Mapping[str, Ints], usual: Ints, moments: _Vague) -> Ints:

@@ -138,6 +138,13 @@ class TestGuesses:
         assert found.lost_ns[-1] == pytest.approx(2 * MS, rel=0.05)
         assert found.hi_ns[-2:].tolist() == [2 * MS, 2 * MS]
 
+    def test_a_long_tick_bounds_a_span_only_by_its_own_length(self):
+        hit, unhit = (
+            Moments.of([0], [60 * MS], evidence=PSI, held_ns=MS, lo_ns=MS // 2, hi_ns=2 * MS, hits=hits) for hits in (5, 0)
+        )
+        assert losses(spans((10 * MS, 20 * MS, 1)), hit).hi_ns.tolist() == [10 * MS]
+        assert losses(spans((10 * MS, 20 * MS, 1)), unhit).hi_ns.tolist() == [2 * MS]
+
     def test_counters_alone_say_when_and_what_spans_take_when_hit_how_much(self):
         clean = [(i * 100 * MS, i * 100 * MS + 2 * MS, 1) for i in range(20)]
         hits = Moments.of([5001 * MS, 6001 * MS], [5002 * MS, 6002 * MS], evidence=COUNTERS, hits=[8, 16])
