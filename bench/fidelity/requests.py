@@ -18,6 +18,8 @@ from pymemcg.errors import MemcgError
 
 THREADS = (1, 4)
 EVIDENCE = ("trace", "psi", "counters")
+BY_TICK = ("psi", "counters")
+"""What the length of ticks decides: a second time where the sampler never yields."""
 PROMISED_F1, PROMISED_RATIO = 0.9, 0.01
 _SETTLE_S = 1.0
 _PATIENCE_S = 5.0
@@ -122,21 +124,23 @@ def measure(seconds: float, progress: Callable[[str], None]) -> tuple[list[list[
     """Rows of the table, and what they are made of. What cannot be measured is a row too."""
     rows, raw = [], []
     for threads in THREADS:
-        for evidence in EVIDENCE:
+        for evidence, adaptive in (*((each, True) for each in EVIDENCE), *((each, False) for each in BY_TICK)):
             what = f"one after the other in {threads} thread{'s' if threads > 1 else ''}"
+            what += "" if adaptive else ", ticks always at 1 kHz"
             progress(f"requests {what}, {evidence}")
             try:
-                requests, hits, found = run(threads, evidence, seconds)
+                requests, hits, found = run(threads, evidence, seconds, adaptive=adaptive)
             except MemcgError as error:
                 rows.append([what, f"`{evidence}`", f"failed: {error}", *["–"] * 4])
                 continue
             result = score_requests(requests, hits, found)
             rows.append(result.row(what, evidence))
-            raw.append({"threads": threads, "evidence": evidence, "found": [getattr(result, name) for name in Found.__slots__]})
+            scores = {name: getattr(result, name) for name in Found.__slots__}
+            raw.append({"threads": threads, "evidence": evidence, "adaptive": adaptive, "found": list(scores.values())})
     return rows, raw
 
 
-def run(threads: int, evidence: str, seconds: float) -> tuple[list[Request], list[Hit], Truth]:
+def run(threads: int, evidence: str, seconds: float, *, adaptive: bool = True) -> tuple[list[Request], list[Hit], Truth]:
     """Serve, sampled from inside.
 
     Raises:
@@ -148,7 +152,7 @@ def run(threads: int, evidence: str, seconds: float) -> tuple[list[Request], lis
         group = stack.enter_context(ChildGroup("requests", limit_bytes=limit_bytes))
         worker = stack.enter_context(Worker(group))
         worker.call("bench.fidelity.work.prepare", kind="anon", size=2 * limit_bytes, threads=threads)
-        worker.call("bench.fidelity.work.sample", evidence=evidence)
+        worker.call("bench.fidelity.work.sample", evidence=evidence, adaptive=adaptive)
         time.sleep(_SETTLE_S)
         trace.start([worker.pid])
         begin_ns = time.monotonic_ns() + 300_000_000
