@@ -154,13 +154,13 @@ def score(
             found.invented_ns.append(-1 if each.longest_ns is None else each.longest_ns)
         if hits is not None and not any(each.start_ns - SLACK_NS <= at <= each.end_ns + SLACK_NS for at in hits):
             found.unhit += 1
-    for episodes, stalls in _groups(true, told):
+    for episodes, stalls in _groups(big, counting):  # harmless episodes go on for long, beside and between them
         _durations(found, episodes, stalls)
     return found
 
 
 def _durations(found: Score, episodes: Sequence[Episode], stalls: Sequence[Said]) -> None:
-    if not any(each.counts for each in episodes) or not stalls or any(each.stall_ns is None for each in stalls):
+    if not episodes or not stalls or any(each.stall_ns is None for each in stalls):
         return
     found.true_ns.append(sum(each.stall_ns for each in episodes))
     found.said_ns.append(sum(each.stall_ns or 0 for each in stalls))

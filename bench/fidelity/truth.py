@@ -27,7 +27,9 @@ _ASLEEP = 0xFF
 """These bits of a switched-off thread's state say what it waits for; with none of them it would rather run."""
 
 WINDOW_NS, JOIN_NS, LEAST_NS = 10_000_000, 5_000_000, 1_000_000
-"""Design §7: held for a millisecond within some 10 ms; moments closer than 5 ms are one stall."""
+"""docs/design.md, "Stalls": held for a millisecond within some 10 ms; what is closer to that than 5 ms is part of the stall."""
+EPISODE_NS = 1_000_000_000
+"""Pauses of less than this do not end an episode of harmless reclaim."""
 
 Span = tuple[int, int]
 
@@ -170,19 +172,56 @@ def of_intervals(truth: Truth) -> list[Held]:
 
 
 def episodes(moments: Iterable[Held]) -> list[Episode]:
-    """The stalls that moments make, in order."""
-    found: list[Episode] = []
-    together: list[Held] = []
+    """The stalls that moments make, and the harmless episodes that the others make, in order."""
+    stalled: list[Held] = []
+    harmless: list[Held] = []
+    for chain in _apart(moments, JOIN_NS):  # no window reaches over such a gap
+        cores = _cores(chain)
+        for moment in chain:
+            near = overlap(cores, moment.start_ns - JOIN_NS, moment.end_ns + JOIN_NS)
+            (stalled if near else harmless).append(moment)
+    found = [_episode(together) for together in (*_apart(stalled, JOIN_NS), *_apart(harmless, EPISODE_NS))]
+    return sorted(found, key=lambda each: each.start_ns)
+
+
+def _apart(moments: Iterable[Held], gap_ns: int) -> list[list[Held]]:
+    """Sorted moments, parted where there is such a gap between them."""
+    found: list[list[Held]] = []
     end = 0
     for moment in sorted(moments, key=lambda each: each.start_ns):
-        if together and moment.start_ns - end >= JOIN_NS:
-            found.append(_episode(together))
-            together = []
-        end = max(end, moment.end_ns) if together else moment.end_ns
-        together.append(moment)
-    if together:
-        found.append(_episode(together))
+        if found and moment.start_ns - end < gap_ns:
+            found[-1].append(moment)
+            end = max(end, moment.end_ns)
+        else:
+            found.append([moment])
+            end = moment.end_ns
     return found
+
+
+def _cores(moments: Sequence[Held]) -> list[Span]:
+    """When the moments were of which each is part of what one thread was held for long enough, joined where they overlap."""
+    found: list[Span] = []
+    for tid in {moment.tid for moment in moments}:
+        mine = [moment for moment in moments if moment.tid == tid]
+        dense = enough_within(union(piece for moment in mine for piece in moment.pieces))
+        found += [(each.start_ns, each.end_ns) for each in mine if overlap(dense, each.start_ns, each.end_ns)]
+    return union(found)
+
+
+def enough_within(spans: Sequence[Span]) -> list[Span]:
+    """Where sorted, disjoint spans of one thread add up to a millisecond within 10 ms, and none of them could be left out."""
+    found: list[Span] = []
+    first = total = 0
+    for start, end in spans:
+        total += end - start
+        while total - (spans[first][1] - spans[first][0]) >= LEAST_NS:
+            total -= spans[first][1] - spans[first][0]
+            first += 1
+        if total >= LEAST_NS > total - (end - start):
+            last = bisect_right(spans, (start, end))
+            if end - spans[first][0] <= WINDOW_NS or most_within(spans[first:last], WINDOW_NS) >= LEAST_NS:
+                found.append((spans[first][0], end))
+    return union(found)
 
 
 def _episode(moments: Sequence[Held]) -> Episode:
@@ -194,9 +233,16 @@ def _episode(moments: Sequence[Held]) -> Episode:
         moments[0].start_ns,
         max(moment.end_ns for moment in moments),
         sum(end - start for start, end in united),
-        max(most_within(union(pieces), WINDOW_NS) for pieces in by_thread.values()),
+        max(map(_longest, _apart(moments, JOIN_NS))),
         frozenset(by_thread),
         len(moments),
+    )
+
+
+def _longest(chain: Sequence[Held]) -> int:
+    tids = {moment.tid for moment in chain}
+    return max(
+        most_within(union(piece for each in chain if each.tid == tid for piece in each.pieces), WINDOW_NS) for tid in tids
     )
 
 
@@ -216,7 +262,8 @@ def overlap(spans: Sequence[Span], start_ns: int, end_ns: int) -> int:
     """How much of sorted, disjoint spans is within [start_ns, end_ns)."""
     first = max(0, bisect_right(spans, (start_ns, start_ns)) - 1)
     total = 0
-    for start, end in spans[first:]:
+    for at in range(first, len(spans)):
+        start, end = spans[at]
         if start >= end_ns:
             break
         total += max(0, min(end, end_ns) - max(start, start_ns))

@@ -180,6 +180,24 @@ class TestEpisodes:
         two = truth.episodes([moment(at % 2, at, 0.1) for at in range(30)])
         assert [(each.longest_ns, each.counts) for each in two] == [(MS // 2, False)]
 
+    def test_a_stall_among_harmless_reclaim_is_told_apart_from_it(self):
+        stream = [moment(2, at, 0.005) for at in range(1000)]
+        harmful, harmless = sorted(truth.episodes([*stream, moment(1, 500.1, 2)]), key=lambda each: not each.counts)
+        assert (harmful.start_ns, harmful.moments) == (496 * MS, 13)  # 496 to 507, and the long one
+        assert harmful.end_ns == round(507.005 * MS)
+        assert (harmless.counts, harmless.moments) == (False, 988)
+
+    def test_its_own_small_reclaims_before_a_long_one_are_not_needed(self):
+        found = truth.episodes([*(moment(1, at, 0.02) for at in range(490, 500)), moment(1, 500, 2)])
+        assert [each.start_ns // MS for each in found if each.counts] == [495]
+
+    def test_harmless_episodes_do_not_end_with_a_short_pause(self):
+        assert [each.moments for each in truth.episodes([moment(1, at, 0.1) for at in (0, 900, 1901)])] == [2, 1]
+
+    def test_windows_reach_over_no_gap_of_5_ms(self):
+        assert [each.counts for each in truth.episodes([moment(1, 0, 0.6), moment(1, 5.5, 0.6)])] == [True]
+        assert [each.counts for each in truth.episodes([moment(1, 0, 0.6), moment(1, 5.6, 0.6)])] == [False]
+
     def test_duration_is_the_time_in_which_anybody_was_held(self):
         assert truth.episodes([moment(1, 0, 4), moment(2, 2, 4), moment(3, 8, 1)])[0].stall_ns == 7 * MS
 
