@@ -32,6 +32,8 @@ BEFORE: Final = 64
 """… together with so many before them, from which the estimate may learn."""
 LOOK_NS: Final = 100_000_000
 """How often ancestors are looked at, where no row of `node` tells when that was."""
+OWN_NS: Final = 10_000_000_000
+"""… and so long the group's own hits are remembered, to be compared with an ancestor's."""
 COLUMNS: Final = ("t_ns", "since_ns", "some_us", "full_us", "cpu_us", "cpu_wait_us")
 
 
@@ -68,6 +70,7 @@ class Counted:
         self._before = Pressure.none()
         self._hits = Hits.none()
         self._old = Hits.none()
+        self._own_ns = np.empty(0, np.int64)
         self._above_ns = since[1] if since else 0
         self._done_ns = 0
 
@@ -75,13 +78,15 @@ class Counted:
         """Ticks in which something was hit."""
         if len(hits):
             self._hits = Hits.joined([self._hits, hits])
+            self._own_ns = np.append(self._own_ns, hits.t_ns[hits.own > 0])
 
-    def advance(self, now_ns: int, trace: Traced | None) -> tuple[Moments, int]:
+    def advance(self, now_ns: int, trace: Traced | None, last_ns: int) -> tuple[Moments, int]:
         """Make moments of what is known by now.
 
         Args:
             now_ns: Hits and tracepoints are known up to then; NONE = nothing more will come.
             trace: Tracepoints, where there are any.
+            last_ns: The last tick that was read.
 
         Returns:
             (moments, up to when all that began are known)
@@ -97,7 +102,7 @@ class Counted:
                 break
             parts += self._estimate(self._windows.take(slice(due)), trace)
             self._windows = self._windows.take(slice(due, None))
-        parts += self._count(now_ns, trace)
+        parts += self._count(now_ns, trace, last_ns)
         if trace is not None and self._wchan:
             parts.append(trace.wchan)
             trace.wchan = Moments.none()
@@ -142,7 +147,8 @@ class Counted:
         hits = np.add.reduceat(hits, first)
         since = self._looking.rounds(t - 1, after=False)
         since = np.where(since < t - 1, since, t - LOOK_NS)
-        own = np.append(self._old.t_ns[self._old.own > 0], self._hits.t_ns[self._hits.own > 0])
+        own = self._own_ns
+        self._own_ns = own[own > self._above_ns - OWN_NS]
         alone = np.searchsorted(own, t, side="right") == np.searchsorted(own, since, side="right")
         nothing = np.zeros(t.size, np.int64)
         unknown = np.full(t.size, NONE)
@@ -159,16 +165,29 @@ class Counted:
         if trace is not None:
             windows, hits = self._unexplained(windows, hits, trace)
         inside = _window_of(hits.t_ns, windows) >= 0
-        parts += self._alone(hits.take(~inside), trace)
+        early = (hits.t_ns <= first) & (self._done_ns == 0)
+        before = self._beside(windows, hits.take(inside | early)) if early.any() else Moments.none()
+        before = before.take(before.end_ns <= first)
+        parts += [before] if len(before) else self._alone(hits.take(early), trace)
+        parts += self._alone(hits.take(~inside & ~early), trace)
         both, ticks = Pressure.joined([self._before, windows]), Hits.joined([self._old, hits.take(inside)])
-        found = _psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus)
+        found = self._for_group(_psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus))
         found = found.take(found.end_ns > first)
-        if self._whole_host:  # somebody on this host was held: nobody knows who
-            found = replace(found, lo_ns=np.zeros_like(found.lo_ns)).take((found.hits != NONE) & (found.hits > 0))
         self._done_ns = last
         self._before = both.take(slice(max(0, len(both) - BEFORE), None))
         self._old = ticks.take(ticks.t_ns > int(self._before.since_ns[0]) if len(self._before) else slice(0))
         return [*parts, found.take(found.hi_ns > 0)]
+
+    def _beside(self, windows: Pressure, hits: Hits) -> Moments:
+        """What hits before or after all windows cost, by what they cost next to there."""
+        found = self._for_group(_psi.estimate(_ticks(hits), _psi_windows(windows), cpus=self._cpus, outside=True))
+        return found.take(found.hi_ns > 0)
+
+    def _for_group(self, found: Moments) -> Moments:
+        if not self._whole_host:
+            return found
+        found = replace(found, lo_ns=np.zeros_like(found.lo_ns))  # somebody on this host was held: nobody knows who
+        return found.take((found.hits != NONE) & (found.hits > 0))
 
     def _unexplained(self, windows: Pressure, hits: Hits, trace: Traced) -> tuple[Pressure, Hits]:
         """What tracepoints leave: nearly all of what memory.high and refaults cost, and nothing of what limits do."""
@@ -179,12 +198,10 @@ class Counted:
         some = np.where(covered, np.where(rest > noise, rest // 1000, 0), windows.some_us)
         left = replace(windows, some_us=some, full_us=np.minimum(windows.full_us, some))
         of = _window_of(hits.t_ns, windows)
-        alone = np.where(of >= 0, covered[np.maximum(of, 0)] if len(windows) else False, trace.covers(hits.t_ns))
-        own = np.where(alone, 0, hits.own)
-        hits = replace(hits, own=own, above=np.where(alone, 0, hits.above))
-        return left, hits.take(hits.own + hits.high + hits.above > 0)
+        told = (covered & (some == 0))[np.maximum(of, 0)]  # what is left happened where there were hits, too
+        return left, _but_high(hits, np.where(of >= 0, told, trace.covers(hits.t_ns)))
 
-    def _count(self, now_ns: int, trace: Traced | None) -> list[Moments]:
+    def _count(self, now_ns: int, trace: Traced | None, last_ns: int) -> list[Moments]:
         """Hits that no window will tell of."""
         if len(self._hits) == 0:
             return []
@@ -193,7 +210,16 @@ class Counted:
         if len(self._windows):
             due &= self._hits.t_ns > self._windows.t_ns[-1]
         hits, self._hits = self._hits.take(due), self._hits.take(~due)
-        return self._alone(hits, trace)
+        if now_ns != NONE or self._over or not len(self._before):
+            return self._alone(hits, trace)
+        late = hits.t_ns <= last_ns - self._policy.patience_ns
+        parts, hits = self._alone(hits.take(late), trace), hits.take(~late)
+        told = hits if trace is None else _but_high(hits, trace.covers(hits.t_ns))
+        if len(told) == 0:
+            return parts
+        after = self._beside(self._before, Hits.joined([self._old, told]))
+        after = after.take(after.start_ns >= self._done_ns)
+        return [*parts, after] if len(after) else [*parts, *self._alone(hits, trace)]
 
     @staticmethod
     def _alone(hits: Hits, trace: Traced | None) -> list[Moments]:
@@ -205,6 +231,12 @@ class Counted:
             return []
         kind = np.where(hits.own > 0, MEMCG, np.where(hits.high > 0, HIGH_SLEEP, UNTOLD))
         return [Moments.of(hits.since_ns, hits.t_ns, evidence=COUNTERS, hits=hits.own + hits.high + hits.above, kind=kind)]
+
+
+def _but_high(hits: Hits, which: Bools) -> Hits:
+    """Of some hits only those of memory.high."""
+    left = replace(hits, own=np.where(which, 0, hits.own), above=np.where(which, 0, hits.above))
+    return left.take(left.own + left.high + left.above > 0)
 
 
 def _window_of(times: Ints, windows: Pressure) -> Ints:

@@ -130,7 +130,7 @@ class Detection:
             out += self._tracks[0].advance(min(until_ns, now_ns), final=final)
             now_ns = min(until_ns, now_ns)
         if self._count is not None:
-            moments, until_ns = self._count.advance(now_ns, self._trace)
+            moments, until_ns = self._count.advance(now_ns, self._trace, self._finder.last_ns)
             self._keep(moments)
             self._tracks[1].add(moments, moments.end_ns)
             out += self._tracks[1].advance(until_ns, final=final)

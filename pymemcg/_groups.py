@@ -9,7 +9,7 @@ import numpy as np
 
 from pymemcg._ffi import NONE
 from pymemcg._intervals import LONG_AGO, Judged, added_ns, running_end
-from pymemcg._moments import Moments
+from pymemcg._moments import COUNTERS, Moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ MOST_TIDS: Final = 1000
 _HOW: Final[Mapping[str, Any]] = {
     "start_ns": np.minimum,
     "end_ns": np.maximum,
+    "ticks_ns": np.maximum,
     "count": np.add,
     "wall_ns": np.add,
     "held_ns": np.add,
@@ -65,6 +66,7 @@ class Settled:
         rows: Rows = {
             "start_ns": m.start_ns,
             "end_ns": self.ends[which],
+            "ticks_ns": np.where(m.evidence == COUNTERS, self.ends[which] + 2 * (self.ends[which] - m.start_ns), LONG_AGO),
             "count": np.ones(len(m), np.int64),
             "held_ns": eff,
             "lo_ns": np.where(whole, m.lo_ns, eff),
@@ -135,7 +137,7 @@ class Waiting:
 
 
 class Groups:
-    """Adds rows up to groups, of which the last stays open while something closer than `join_ns` can come."""
+    """Adds rows up to groups, of which the last stays open while something closer than `join_ns`, or two ticks, can come."""
 
     def __init__(self, join_ns: int) -> None:
         self._join_ns = join_ns
@@ -150,7 +152,7 @@ class Groups:
         """
         groups, sets = self._reduced(rows, tids)
         count = groups["start_ns"].size
-        if count and until_ns - int(groups["end_ns"][-1]) < self._join_ns:
+        if count and until_ns < max(int(groups["end_ns"][-1]) + self._join_ns, int(groups["ticks_ns"][-1])):
             count -= 1
             self.open = {name: values[count:] for name, values in groups.items()}
             self.open_tids = sets[count]
@@ -175,6 +177,7 @@ class Groups:
         if start.size == 0:
             return dict.fromkeys(_HOW, start), []
         new = start - running_end(rows["end_ns"], LONG_AGO)[:-1] >= self._join_ns
+        new &= start >= running_end(rows["ticks_ns"], LONG_AGO)[:-1]
         new[0] = True
         first = np.flatnonzero(new)
         groups = {name: how.reduceat(rows[name], first) for name, how in _HOW.items()}

@@ -50,7 +50,7 @@ class Track:
         self._explained = explained
         self._live = live
         self._waiting = Waiting(policy)
-        self._groups = (Groups(policy.join_ns), Groups(policy.episode_ns), Groups(policy.episode_ns))
+        self._groups = (Groups(policy.join_ns), Groups(policy.episode_ns), Groups(policy.join_ns))
         self._begun: list[tuple[int, Facts] | None] = [None, None, None]
         self._told: list[tuple[int, int]] = [(NONE, 0)] * 3
         self._unexplained: list[tuple[int, Batch]] = []

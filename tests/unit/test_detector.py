@@ -290,8 +290,8 @@ def test_hits_that_no_read_of_psi_follows_are_told_without_a_duration(live):
     live.tick(10, hits=2)
     live.tick(300)
     live.put("node", {name: values[1:] for name, values in node(0.3).items()})
-    detector.advance()
-    (stall,) = detector.finish()
+    told = detector.advance()
+    (stall,) = [*told, *detector.finish()]
     assert (stall.evidence, stall.stall_ns, stall.harmless) == (("counters",), None, None)
 
 
