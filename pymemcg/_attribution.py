@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from pymemcg import _sharing
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def losses(spans: Mapping[str, Ints], moments: Moments, *, pid: int, traced: boo
 def looped(spans: Mapping[str, Ints]) -> Ints:
     """`attribution`, with "loop" also where spans of one thread overlapped without one inside the other: work took turns."""
     attribution = spans["attribution"].copy()
+    breathe()
     order = np.lexsort((-spans["end_ns"], spans["start_ns"], spans["tid"]))
     order = order[attribution[order] == THREAD]
     if order.size < 2:
@@ -129,6 +131,7 @@ class _Cover:
     """Intervals in groups, disjoint within each, and how much of them lies before a time. Sorts what it is given."""
 
     def __init__(self, group: Ints, start: Ints, end: Ints, weight: Floats | None = None) -> None:
+        breathe()
         order = np.lexsort((start, group))
         group, start, end = group[order], start[order], end[order]
         self._base = int(start.min(initial=0)) if start.size else 0
@@ -146,6 +149,7 @@ class _Cover:
         return np.where((group >= 0) & (end > start), np.maximum(found, 0), 0)
 
     def _until(self, group: Ints, t: Ints) -> Floats:
+        breathe()
         key = group * self._stride + np.clip(t - self._base, 0, self._stride - 1)
         at = np.maximum(np.searchsorted(self._key, key, side="right") - 1, 0)
         part = np.clip(key - self._key[at], 0, self._length[at])
@@ -155,6 +159,7 @@ class _Cover:
 
 def _outermost(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
     """Make the intervals of each group disjoint: which to keep, in order, and where each then begins."""
+    breathe()
     order = np.lexsort((-end, start, group))
     if order.size == 0:
         return order, start
@@ -194,6 +199,7 @@ def _of_threads(spans: Mapping[str, Ints], moments: Moments, end: Ints, pid: int
 
 def _alone(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints, Ints]:
     """Cut up the time that any interval covers, and say of each piece which group covers it alone, or -1."""
+    breathe()
     times = np.append(start, end)
     order = np.argsort(times, kind="stable")
     step = np.append(np.ones(start.size, np.int64), np.full(end.size, -1))[order]
@@ -322,6 +328,7 @@ def _usual(spans: Mapping[str, Ints], duration: Ints, most: Ints) -> Ints:
     names, group = np.unique(spans["name_id"], return_inverse=True)
     usual = np.full(names.size, -(1 << 61))
     for i in range(names.size):
+        breathe()
         of = group == i
         clean = duration[of & (most == 0)]
         if clean.size < LEAST_KNOWN and int(of.sum()) >= LEAST_KNOWN:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._moments import COMPACTION, DIRECT, HIGH_SLEEP, MEMCG, THROTTLED
 
@@ -25,6 +26,7 @@ class Rises:
     """What rose between the beginning and the end of each group; 0 where it did not or nobody knows."""
 
     def __init__(self, before: Facts, after: Facts) -> None:
+        breathe()
         self._before = before
         self._after = after
         self.own = self._rise("limit_hits") + self._rise("memsw_hits")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._reading import HITS
 
@@ -67,6 +68,7 @@ class Looking:
 
 
 def _find(channel: Channel, times: Ints, names: tuple[str, ...], *, after: bool) -> Facts:
+    breathe()
     window = channel.window()
     found: Facts = {name: np.full(times.size, NONE) for name in names}
     if len(window) == 0 or times.size == 0:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._moments import HIGH_SLEEP, PSI, TRACE, WCHAN, Moments
 
@@ -64,6 +65,7 @@ def from_rows(rows: Mapping[str, Ints]) -> Moments:
 
 def running_end(end: Ints, before: int) -> Ints:
     """The latest end of all moments before each, in order of their beginning; `before` is what came before the first."""
+    breathe()
     latest = np.empty(end.size + 1, np.int64)
     latest[0] = before
     np.maximum.accumulate(end, out=latest[1:])
@@ -170,6 +172,7 @@ def _windows(gap: Ints, length: Ints, held: Ints, policy: Policy) -> tuple[Ints,
 
     `gap` before each interval is that to the one before it, cut where no window could span it.
     """
+    breathe()
     first = np.cumsum(gap + np.append(0, length[:-1]))
     last = first + length
     after = np.cumsum(held)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Moments:
 
     def take(self, index: Any) -> Moments:
         """Some of them: an index, mask or slice of numpy's that keeps the order."""
+        breathe()
         return Moments(**{name: getattr(self, name)[index] for name in COLUMNS})
 
     def between(self, since_ns: int, until_ns: int) -> Moments:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg.channel import Window
 
@@ -53,6 +54,7 @@ class Cursor:
 
     def read(self, most: int) -> Rows:
         """The next rows, by column: copies where the channel is live, else views that are good until `forget`."""
+        breathe()
         channel, head = self.channel, self.channel.head
         first = max(self._next, head - channel.capacity)
         window = Window(channel, first, max(0, min(most, head - first)))
@@ -91,6 +93,7 @@ class Hits:
     @classmethod
     def joined(cls, parts: list[Hits]) -> Hits:
         """All of them, in order of `t_ns`."""
+        breathe()
         whole = [np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__]
         order = np.argsort(whole[1], kind="stable")
         return cls(*(column[order] for column in whole))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -70,6 +72,7 @@ def share(spans: Mapping[str, Ints], usual: Ints, moments: tuple[Ints, Ints], am
     times[kinds], in_all[kinds] = last - first, float(max(end.max(), last.max()))
     rate = np.append(np.ones(kinds), BESIDE)
     for _ in range(ROUNDS):
+        breathe()
         rate *= (times @ (amount / np.maximum(rate @ times, 1e-12))) / np.maximum(in_all, 1)
     density = amount / np.maximum(rate @ times, 1e-12)
     given: Floats = weight * rate[kind] * _passed(first, last, density, start, end)
@@ -87,6 +90,7 @@ def slope(spans: Mapping[str, Ints], given: Floats) -> float | None:
     group = np.unique(group[enough], return_inverse=True)[1]
     weight, found = np.ones(x.size), 0.0
     for _ in range(STEPS if x.size else 0):
+        breathe()
         total = np.bincount(group, weights=weight)
         dx = x - (np.bincount(group, weights=weight * x) / total)[group]
         dy = y - (np.bincount(group, weights=weight * y) / total)[group]
@@ -122,6 +126,7 @@ def _in_flight(start: Ints, end: Ints, weight: Floats, first: Ints, last: Ints) 
     """Weighted time for which spans were in flight in each moment."""
 
     def until(t: Ints) -> Floats:
+        breathe()
         total = np.zeros(t.size)
         for times, sign in ((start, 1), (end, -1)):
             order = np.argsort(times, kind="stable")

@@ -8,6 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg import schema
+from pymemcg._breath import breathe
 from pymemcg._watch import native_lock
 from pymemcg.channel import Channel
 
@@ -113,6 +114,7 @@ class SpanLog:
 
     def _row(self, span: Span, row: int) -> tuple[int, ...]:
         """In the order of `schema.SPANS_UNITS`."""
+        breathe()
         place = span._place  # noqa: SLF001 - one room
         start, end = span.start_ns, max(span.end_ns, span.start_ns)
         first, last = min(max(start, place.start_ns), end), min(end, place.end_ns)

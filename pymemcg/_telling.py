@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pymemcg import _causes
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._groups import KINDS
 from pymemcg._moments import COUNTERS, PSI, TRACE, WCHAN
@@ -94,6 +95,7 @@ class Teller:
             state: "open" or "closed".
             residual: Mask of those that are what tracepoints leave unexplained.
         """
+        breathe()
         kinds = _kinds(groups)
         causes = _causes.by_kind(kinds, rises) if self._traced else _causes.by_rises(kinds, rises, residual)
         hits = _causes.hits_of(causes, rises)
@@ -103,6 +105,7 @@ class Teller:
             start, end, stall, lo, hi, longest, known, wait, no_wait, bits, hit, count, hits_of, pages, paged, ended = row[:16]
             if cause == _causes.OUTSIDE or (cause == "ancestor" and hi == 0):
                 continue
+            breathe()
             usage, limit, anon, file = map(_known, row[16:])
             flaw = self._flaws.of(start, end)
             yield Stall(
