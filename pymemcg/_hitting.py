@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import bisect
 import os
+import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -170,7 +172,23 @@ class Finder:
         self._detector = Detector(self._source, evidence=self._source.asked)
         self._traced = bool(self._source.reclaim.names) and self._source.asked in ("auto", "trace")
         self._stalls: dict[int, Stall] = {}
+        self._news: deque[Stall] = deque(maxlen=STALLS)
         self._finished = False
+
+    @property
+    def stalls_until_ns(self) -> int:
+        """No more stalls will be told of the time before."""
+        return self._detector.final_until_ns
+
+    def stalls(self) -> list[Stall]:
+        """What became known of stalls since the last call."""
+        self._advance()
+        news, self._news = list(self._news), deque(maxlen=STALLS)
+        return news
+
+    def _advance(self) -> None:
+        if not self._finished:
+            self._remember(self._detector.advance())
 
     def finish(self) -> None:
         """No more evidence will come."""
@@ -180,8 +198,7 @@ class Finder:
 
     def find(self) -> Hits:
         """The hits of all spans that are remembered, by all evidence that there is."""
-        if not self._finished:
-            self._remember(self._detector.advance())
+        self._advance()
         window = self.spans.read()[0]
         rows = {name: window[name] for name in schema.SPANS_UNITS}
         moments, final = Moments.none(), self._known_until()
@@ -207,6 +224,7 @@ class Finder:
 
     def _remember(self, stalls: Iterable[Stall]) -> None:
         for stall in stalls:
+            self._news.append(stall)
             self._stalls[stall.start_ns] = stall
             if stall.state == "closed" and stall.end_ns is not None:  # what was open and became one with it
                 within = [start for start in self._stalls if stall.start_ns < start <= stall.end_ns]
@@ -236,6 +254,49 @@ def finder(sampler: Sampler, before: Finder | None) -> Finder | None:
     if sampler.role == "stopped":
         found.finish()
     return found
+
+
+class Heard:
+    """The stalls that a sampler's finder comes across, as a detector gives them: found once, not once more for hits.
+
+    Args:
+        sampler: Of which the present start counts; no reference to it is kept.
+
+    Raises:
+        ReferenceError: By all methods: the sampler is gone, or was started anew.
+
+    One thread at a time; others may ask for hits meanwhile.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = weakref.ref(sampler)
+        self._spans: Any = sampler.spans
+        self.final_until_ns = 0
+
+    def advance(self) -> list[Stall]:
+        """What became known since the last call."""
+        return self._told(finish=False)
+
+    def finish(self) -> list[Stall]:
+        """The rest: no more rows will come."""
+        return self._told(finish=True)
+
+    def _told(self, *, finish: bool) -> list[Stall]:
+        sampler = self._sampler()
+        if sampler is None or sampler.spans is not self._spans:
+            raise ReferenceError("the sampler was dropped, or started anew")
+        with sampler._finding:  # noqa: SLF001 - one room
+            found = sampler._finder = finder(sampler, sampler._finder)  # noqa: SLF001 - one room
+            assert found is not None  # it has spans
+            try:
+                if finish:
+                    found.finish()
+                stalls = found.stalls()
+            except Exception:
+                sampler._finder = None  # noqa: SLF001 - one room: what it knows is no longer whole
+                raise
+            self.final_until_ns = found.stalls_until_ns
+            return stalls
 
 
 # ---- Of a recording ------------------------------------------------------------------------------------------------

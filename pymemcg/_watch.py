@@ -196,11 +196,13 @@ class HitNews:
     def __init__(self, since_ns: int) -> None:
         self._told_ns = since_ns
         self._stalled_ns = self._due_ns = NONE
+        self._rested_ns = 0
 
     def stalled(self, stall: Stall, now_ns: int) -> None:
         """A stall was told: there may be hits."""
         if stall.harmless is not True:
-            self._stalled_ns, self._due_ns = stall.end_ns or now_ns, now_ns
+            self._stalled_ns = stall.end_ns or now_ns
+            self._due_ns = min(self._due_ns, max(now_ns, self._rested_ns))
 
     def news(self, sampler: Sampler, now_ns: int, *, last: bool) -> list[Hit]:
         """Those that have become final; where it is the `last` call, all that are left."""
@@ -220,8 +222,8 @@ class HitNews:
         self._told_ns = max(self._told_ns, until_ns)
         if self._told_ns > self._stalled_ns + FORGOTTEN_NS:
             self._stalled_ns = NONE
-        rest_ns = max((now_ns - self._stalled_ns) // 4, COST_FACTOR * (time.thread_time_ns() - began))
-        self._due_ns = now_ns + min(rest_ns, FORGOTTEN_NS)
+        self._rested_ns = now_ns + min(COST_FACTOR * (time.thread_time_ns() - began), FORGOTTEN_NS)
+        self._due_ns = max(self._rested_ns, now_ns + min((now_ns - self._stalled_ns) // 4, FORGOTTEN_NS))
         return found[::-1]
 
 

@@ -10,6 +10,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
+from pymemcg import _breath
 from pymemcg._streams import StallStream
 from pymemcg._watch import COST_FACTOR, Callbacks, Glance, HitNews, Kills, OomKill, Source, native_lock
 from pymemcg.errors import NotStarted
@@ -17,6 +18,7 @@ from pymemcg.errors import NotStarted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pymemcg._hitting import Heard
     from pymemcg.sampler import Sampler
     from pymemcg.stalls import Detector, Stall
 
@@ -58,7 +60,7 @@ class Watch:
         self._since_ns = time.monotonic_ns()
         self._glance, self._kills = Glance(self._source), Kills(self._source)
         self._hits = HitNews(self._since_ns)
-        self._detector: Detector | None = None
+        self._detector: Detector | Heard | None = None
         self._changed_ns = self._asked_ns = self._rest_ns = 0
         self._retry_s, self._retry_at_s = RETRY_S[0], 0.0
         usage = self._source.usage
@@ -200,9 +202,7 @@ class Watch:
 
     def _ask(self, *, last: bool) -> None:
         if self._detector is None:
-            from pymemcg.stalls import Detector
-
-            self._detector = Detector(self._source, evidence=self._source.asked)
+            self._detector = self._new_detector()
         began = time.thread_time_ns()
         stalls = self._detector.finish() if last else self._detector.advance()
         self._asked_ns = time.monotonic_ns()
@@ -210,6 +210,16 @@ class Watch:
         self._retry_s = RETRY_S[0]
         for stall in stalls:
             self._tell(stall)
+
+    def _new_detector(self) -> Detector | Heard:
+        sampler = self._sampler() if "on_hit" in self._callbacks else None
+        if sampler is not None:
+            from pymemcg._hitting import Heard
+
+            return Heard(sampler)
+        from pymemcg.stalls import Detector
+
+        return Detector(self._source, evidence=self._source.asked)
 
     def _tell(self, stall: Stall) -> None:
         key = _key(stall)
@@ -249,13 +259,17 @@ def _key(stall: Stall) -> tuple[Any, ...]:
 
 
 def _watch(ref: weakref.ref[Watch], wake: Any) -> None:
-    while True:
-        watch = ref()
-        pause = watch.look() if watch is not None else None
-        del watch
-        if pause is None:
-            return
-        wake.acquire(timeout=pause)
+    _breath.in_background()
+    try:
+        while True:
+            watch = ref()
+            pause = watch.look() if watch is not None else None
+            del watch
+            if pause is None:
+                return
+            wake.acquire(timeout=pause)
+    finally:
+        _breath.over()
 
 
 _live: weakref.WeakSet[Watch] = weakref.WeakSet()
