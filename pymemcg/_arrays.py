@@ -78,3 +78,17 @@ def block_medians(seconds: Floats, values: Floats, count: int) -> tuple[Floats, 
         np.array([np.median(seconds[block]) for block in blocks]),
         np.array([np.median(values[block]) for block in blocks]),
     )
+
+
+def distinct(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The different numbers, sorted: shape (n,). numpy's own `unique` imports `numpy.ma`, 2 MiB that nothing else needs."""
+    ordered: npt.NDArray[np.int64] = np.sort(numbers)
+    new = np.append(True, ordered[1:] != ordered[:-1])[: ordered.size]
+    different: npt.NDArray[np.int64] = ordered[new]
+    return different
+
+
+def numbered(numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The different numbers, sorted, and which of them each is, in the shape of `numbers`."""
+    different = distinct(numbers)
+    return different, np.searchsorted(different, numbers)

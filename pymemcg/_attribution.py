@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from pymemcg import _sharing
+from pymemcg._arrays import distinct, numbered
 from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 
@@ -79,16 +80,19 @@ def losses(spans: Mapping[str, Ints], moments: Moments, *, pid: int, traced: boo
     own, sure, held, others, anybody = _of_threads(spans, moments.take(told), end[told], pid)
     vague = (moments.tid == 0) & (end > moments.start_ns)
     timed, counted = _disjoint(moments.take(vague), end[vague])
+    breathe()
     lo, hi = _of_anybody(spans, timed)
     after = _since_hit(spans, counted)
     # Of a thread that reclaims with the GIL or a lock, and of who allocated at all: at most all of it.
     most = np.minimum(anybody + hi + after, duration)
     usual = _usual(spans, duration, most)
+    breathe()
     timed_ns = _timed(spans, usual, timed)
     counted_ns = _counted(spans, usual, counted)
     unknown = (after > 0) & (counted_ns < 0)
     guess = np.minimum(timed_ns, hi) + np.clip(counted_ns, 0, after)
     lost = np.minimum(held + np.clip(np.minimum(guess, duration - own - usual), 0, None), most)
+    breathe()
     evidence = _bits(spans, moments, end)
     return Losses(
         own_ns=own if traced else np.full(own.size, NONE),
@@ -173,7 +177,7 @@ def _outermost(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
 
 def _of_threads(spans: Mapping[str, Ints], moments: Moments, end: Ints, pid: int) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """Time in reclaim: of the span's own thread; without its waits for a CPU at least, and probably; of others; of any."""
-    tids, group = np.unique(moments.tid, return_inverse=True)
+    tids, group = numbered(moments.tid)
     at = np.searchsorted(tids, spans["tid"])
     known = (at < tids.size) & (np.append(tids, -1)[np.minimum(at, tids.size)] == spans["tid"])
     mine = np.where(known, at, -1)
@@ -297,7 +301,7 @@ def _counted(spans: Mapping[str, Ints], usual: Ints, moments: _Vague) -> Ints:
 
 def _threads(spans: Mapping[str, Ints], moments: _Vague) -> Ints:
     """How many threads had spans in flight in each moment."""
-    group = np.unique(spans["tid"], return_inverse=True)[1]
+    group = numbered(spans["tid"])[1]
     which, begin = _outermost(group, spans["ran_start_ns"], spans["ran_end_ns"])
     group, until = group[which], spans["ran_end_ns"][which]
     first = np.searchsorted(moments.end_ns, begin, side="right")
@@ -325,7 +329,7 @@ def _since_hit(spans: Mapping[str, Ints], moments: _Vague) -> Ints:
 
 def _usual(spans: Mapping[str, Ints], duration: Ints, most: Ints) -> Ints:
     """How long a span of this name takes when it is fast and nothing hits it; minus a lot where that is not known."""
-    names, group = np.unique(spans["name_id"], return_inverse=True)
+    names, group = numbered(spans["name_id"])
     usual = np.full(names.size, -(1 << 61))
     for i in range(names.size):
         breathe()
@@ -341,7 +345,8 @@ def _usual(spans: Mapping[str, Ints], duration: Ints, most: Ints) -> Ints:
 def _bits(spans: Mapping[str, Ints], moments: Moments, end: Ints) -> Ints:
     """Which kinds of evidence have a moment in each span."""
     bits = np.zeros(spans["start_ns"].size, np.int64)
-    for code in np.unique(moments.evidence).tolist():
+    for code in distinct(moments.evidence).tolist():
+        breathe()
         of = moments.evidence == code
         latest = np.maximum.accumulate(end[of])
         at = np.searchsorted(moments.start_ns[of], spans["end_ns"], side="left")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 1 << 19
 """Rows at a time: 4 MiB a column."""
+PART: Final = 2048
+"""Moments that are remembered are joined until so many are one part: live they come a few at a time."""
 TAKEOVER: Final = 1
 TRACE_LOST: Final = 6
 
@@ -173,6 +175,8 @@ class Detection:
     def _keep(self, moments: Moments) -> None:
         if len(moments) == 0 or self._policy.reach_ns <= 0:
             return
-        self._history.append(moments)
         far = self._finder.last_ns - self._policy.reach_ns
         self._history = [part for part in self._history if part.start_ns[-1] >= far]
+        self._history.append(moments)
+        while len(self._history) > 1 and len(self._history[-2]) <= min(2 * len(self._history[-1]), PART):
+            self._history[-2:] = [Moments.joined(self._history[-2:])]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._arrays import distinct
 from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._reading import HITS
@@ -148,7 +149,7 @@ class _Steps:
 def _change(level: Ints, values: Ints, *, no_limit: bool = False) -> Ints:
     """What each row adds to the row before it of the same level; 0 where there is none or one of them is not known."""
     change = np.zeros(level.size, np.int64)
-    for one in np.unique(level).tolist():
+    for one in distinct(level).tolist():
         at = np.flatnonzero(level == one)
         mine = values[at]
         known = np.ones(at.size - 1, bool) if no_limit else (mine[1:] != NONE) & (mine[:-1] != NONE)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._arrays import distinct
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._intervals import LONG_AGO, Judged, added_ns, running_end
 from pymemcg._moments import COUNTERS, Moments
@@ -179,6 +181,7 @@ class Groups:
         new = start - running_end(rows["end_ns"], LONG_AGO)[:-1] >= self._join_ns
         new &= start >= running_end(rows["ticks_ns"], LONG_AGO)[:-1]
         new[0] = True
+        breathe()
         first = np.flatnonzero(new)
         groups = {name: how.reduceat(rows[name], first) for name, how in _HOW.items()}
         sets: list[set[int]] = [set() for _ in first]
@@ -195,5 +198,5 @@ def _pairs(group: Ints, tids: Ints) -> Any:
     """Each group with each of its threads once."""
     if not tids.any():
         return ()
-    pairs = np.unique(group << 32 | tids)
+    pairs = distinct(group << 32 | tids)
     return zip((pairs >> 32).tolist(), (pairs & 0xFFFFFFFF).tolist(), strict=True)

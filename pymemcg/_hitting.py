@@ -7,11 +7,15 @@ import bisect
 import os
 import weakref
 from collections import deque
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
 from pymemcg import _attribution, schema
+from pymemcg._arrays import distinct
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._hit import Hit, Hits, SpanSummary, Summary
 from pymemcg._moments import EVIDENCES, Moments
@@ -51,12 +55,11 @@ class _Found:
         stalls: Iterable[Stall],
         final_until_ns: int,
     ) -> None:
-        self._rows = rows | {"attribution": _attribution.looped(rows)}
+        self._rows = rows
         self._names = names
         self._refs = refs
         self._losses = losses
-        self._stalls = sorted(stalls, key=lambda stall: stall.start_ns)
-        self._starts = [stall.start_ns for stall in self._stalls]
+        self._stalls = tuple(stalls)
         self._final_until_ns = final_until_ns
 
     def select(self, min_ns: int) -> Sequence[int]:
@@ -68,7 +71,8 @@ class _Found:
 
     def hit(self, row: int) -> Hit:
         """One record."""
-        span = {name: int(column[row]) for name, column in self._rows.items()}
+        breathe()
+        span = {name: int(column[row]) for name, column in self._rows.items()} | {"attribution": int(self._looped[row])}
         loss = {name: _known(int(getattr(self._losses, name)[row])) for name in _attribution.Losses.__slots__}
         lost, length = loss["lost_ns"], span["end_ns"] - span["start_ns"]
         stalls, cause = self._overlapped(span["start_ns"], span["end_ns"])
@@ -89,10 +93,22 @@ class _Found:
             final=span["end_ns"] <= self._final_until_ns,
         )
 
+    @cached_property
+    def _looped(self) -> Ints:
+        return _attribution.looped(self._rows)
+
+    @cached_property
+    def _in_order(self) -> tuple[list[Stall], list[int], list[int]]:
+        """Stalls, their beginnings, and the latest end up to each."""
+        ordered = sorted(self._stalls, key=lambda stall: stall.start_ns)
+        ends = accumulate((NONE if stall.end_ns is None else stall.end_ns for stall in ordered), max)
+        return ordered, [stall.start_ns for stall in ordered], list(ends)
+
     def _overlapped(self, start: int, end: int) -> tuple[tuple[int, ...], str | None]:
+        stalls, starts, latest = self._in_order
         over = {
             stall: min(end, NONE if stall.end_ns is None else stall.end_ns) - max(start, stall.start_ns)
-            for stall in self._stalls[: bisect.bisect_left(self._starts, end)]
+            for stall in stalls[bisect.bisect_left(latest, start) : bisect.bisect_left(starts, end)]
             if stall.end_ns is None or stall.end_ns >= start
         }
         harmful = [stall for stall in over if stall.harmless is not True] or list(over)
@@ -105,7 +121,7 @@ class _Found:
         lost = self._losses.lost_ns
         made = [
             _summarised(self._names[i], duration[of], lost[of])
-            for i in np.unique(self._rows["name_id"]).tolist()
+            for i in distinct(self._rows["name_id"]).tolist()
             if (of := self._rows["name_id"] == i).any()
         ]
         return Summary(made, final_until_ns=self._final_until_ns)

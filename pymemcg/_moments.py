@@ -105,7 +105,8 @@ class Moments:
 
     def between(self, since_ns: int, until_ns: int) -> Moments:
         """Those that overlap [since_ns, until_ns)."""
-        return self.take((self.start_ns < until_ns) & (self.end_ns >= since_ns))
+        which = (self.start_ns < until_ns) & (self.end_ns >= since_ns)
+        return self if which.all() else self.take(which)
 
     def __len__(self) -> int:
         return int(self.start_ns.size)

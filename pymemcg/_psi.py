@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
 from pymemcg._moments import PSI, Moments
 
@@ -120,6 +121,7 @@ def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False
     rows = _rows(ticks, windows)
     if not rows.of.size:
         return _unhit(rows, windows, cpus)
+    breathe()
     sums = _sums(rows, windows, cpus)
     cost, wide = _costs(rows, sums, unknown)
     return Moments.joined([_unhit(rows, windows, cpus), _hit(rows, sums, cost, wide)])
@@ -317,6 +319,7 @@ def _recent(values: Floats) -> Floats:
 
 
 def _summed(of: Ints, values: npt.NDArray[Any], count: int) -> Floats:
+    breathe()
     return np.bincount(of, values, count).astype(float)
 
 

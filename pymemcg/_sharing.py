@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
+from pymemcg._arrays import distinct, numbered
 from pymemcg._breath import breathe
 
 if TYPE_CHECKING:
@@ -84,10 +85,10 @@ def slope(spans: Mapping[str, Ints], given: Floats) -> float | None:
 
     Regression with Huber's weights (1964), since some spans are long for reasons of their own.
     """
-    group = np.unique(spans["name_id"], return_inverse=True)[1]
+    group = numbered(spans["name_id"])[1]
     enough = np.bincount(group)[group] >= ENOUGH
     x, y = given[enough], (spans["end_ns"] - spans["start_ns"]).astype(np.float64)[enough]
-    group = np.unique(group[enough], return_inverse=True)[1]
+    group = numbered(group[enough])[1]
     weight, found = np.ones(x.size), 0.0
     for _ in range(STEPS if x.size else 0):
         breathe()
@@ -105,7 +106,7 @@ def _least(spans: Mapping[str, Ints], usual: Ints) -> Ints:
     """What a span takes anyway: the usual, or what nearly all of its name took."""
     least = np.maximum(usual, 0)
     duration = spans["end_ns"] - spans["start_ns"]
-    for name in np.unique(spans["name_id"][usual < 0]).tolist():
+    for name in distinct(spans["name_id"][usual < 0]).tolist():
         of = spans["name_id"] == name
         if int(of.sum()) >= ENOUGH:
             least[of] = int(np.percentile(duration[of], USUAL))
@@ -114,7 +115,7 @@ def _least(spans: Mapping[str, Ints], usual: Ints) -> Ints:
 
 def _kinds(names: Ints, length: Ints, most: int) -> tuple[int, Ints]:
     """Number the names by the time that they took, and let all beyond the last number be one."""
-    kind = np.unique(names, return_inverse=True)[1]
+    kind = numbered(names)[1]
     order = np.argsort(-np.bincount(kind, weights=length), kind="stable")
     rank = np.empty(order.size, np.int64)
     rank[order] = np.arange(order.size)
