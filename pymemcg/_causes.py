@@ -22,31 +22,26 @@ OUTSIDE: Final = "outside"
 """No cause of a stall: an administrator's reclaim."""
 
 
+_COUNTERS: Final = (
+    *("limit_hits", "memsw_hits", "high_hits", "above", "oom_kills", "falls", "allocstall", "pswpin"),
+    *("workingset_refault_anon", "workingset_refault_file", "workingset_refault"),
+)
+
+
 class Rises:
     """What rose between the beginning and the end of each group; 0 where it did not or nobody knows."""
 
     def __init__(self, before: Facts, after: Facts) -> None:
         breathe()
-        self._before = before
-        self._after = after
-        self.own = self._rise("limit_hits") + self._rise("memsw_hits")
-        self.high = self._rise("high_hits")
-        self.above = self._rise("above")
-        self.kills = self._rise("oom_kills")
-        self.falls = self._rise("falls")
-        self.allocstall = self._rise("allocstall")
-        self.pswpin = self._rise("pswpin")
-        self.refault_anon = self._rise("workingset_refault_anon")
-        self.refault_file = self._rise("workingset_refault_file") + self._rise("workingset_refault")
-        self.counted = self._known("limit_hits") | self._known("memsw_hits")
-
-    def _known(self, name: str) -> Bools:
-        known: Bools = (self._before[name] != NONE) & (self._after[name] != NONE)
-        return known
-
-    def _rise(self, name: str) -> Ints:
-        known = self._known(name)
-        return np.where(known, np.maximum(self._after[name] - np.where(known, self._before[name], 0), 0), 0)
+        first, last = (np.array([facts[name] for name in _COUNTERS]) for facts in (before, after))
+        known = (first != NONE) & (last != NONE)
+        rise = dict(zip(_COUNTERS, np.where(known, np.maximum(last - np.where(known, first, 0), 0), 0), strict=True))
+        self.own: Ints = rise["limit_hits"] + rise["memsw_hits"]
+        self.high, self.above, self.kills, self.falls = (rise[name] for name in ("high_hits", "above", "oom_kills", "falls"))
+        self.allocstall, self.pswpin = rise["allocstall"], rise["pswpin"]
+        self.refault_anon = rise["workingset_refault_anon"]
+        self.refault_file: Ints = rise["workingset_refault_file"] + rise["workingset_refault"]
+        self.counted: Bools = known[0] | known[1]
 
 
 def by_kind(kinds: Ints, rises: Rises) -> list[str]:

@@ -49,6 +49,9 @@ _HOW: Final[Mapping[str, Any]] = {
 } | {f"kind{kind}": np.add for kind in range(KINDS)}
 """How a column of two rows becomes that of the one that both make up."""
 
+_NOBODY: Final[Ints] = np.empty(0, np.int64)
+_NO_ROWS: Final[Rows] = dict.fromkeys(_HOW, _NOBODY)
+
 
 class Settled:
     """Moments that nothing to come can change, judged; and what of those after them is known so far."""
@@ -62,6 +65,8 @@ class Settled:
 
     def rows(self, which: Bools) -> tuple[Rows, Ints]:
         """Some of them as rows that can be added up, and their threads."""
+        if not which.any():
+            return _NO_ROWS, _NOBODY
         m, eff = self.moments.take(which), self.judged.held_ns[which]
         known = m.held_ns != NONE
         whole = known & (eff == m.held_ns)
@@ -171,13 +176,13 @@ class Groups:
         return {name: values[-1:] for name, values in groups.items()}, tuple(sorted(sets[-1]))
 
     def _reduced(self, rows: Rows, tids: Ints) -> tuple[Rows, list[set[int]]]:
+        if tids.size == 0:
+            return (self.open, [set(self.open_tids)]) if self.open else (_NO_ROWS, [])
         before = int(self.open["end_ns"][0]) if self.open else LONG_AGO
         rows = rows | {"wall_ns": added_ns(rows["start_ns"], rows["end_ns"], before)}
         if self.open:
             rows = {name: np.concatenate([self.open[name], rows[name]]) for name in _HOW}
         start = rows["start_ns"]
-        if start.size == 0:
-            return dict.fromkeys(_HOW, start), []
         new = start - running_end(rows["end_ns"], LONG_AGO)[:-1] >= self._join_ns
         new &= start >= running_end(rows["ticks_ns"], LONG_AGO)[:-1]
         new[0] = True

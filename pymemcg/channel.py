@@ -59,7 +59,7 @@ class Window:
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names
+        return name in self.units
 
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         """One column, shape (rows,), int64, read-only.
@@ -127,6 +127,8 @@ class Channel:
         self._ring = ring
         self._table = table
         self._hidden = hidden
+        units = table.units if table else _EMPTY
+        self._units = {name: unit for name, unit in units.items() if name not in hidden}
         self._columns: dict[str, NDArray[np.int64]] = {}
 
     @property
@@ -137,8 +139,7 @@ class Channel:
     @property
     def units(self) -> Mapping[str, str]:
         """Column name to unit, in order."""
-        units = self._table.units if self._table else _EMPTY
-        return {name: unit for name, unit in units.items() if name not in self._hidden}
+        return self._units
 
     @property
     def capacity(self) -> int:
