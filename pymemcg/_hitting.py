@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 HARM_NS: Final = 1_000_000
 """What a span must have lost to be counted as hit in a summary."""
+LEARNT: Final = 4096
+"""From so many spans before those that are asked for it is learned how long they take; more take memory from the service."""
 STALLS: Final = 4096
 """Stalls that are remembered so that hits can name them."""
 
@@ -186,7 +188,7 @@ class Finder:
         self.spans = spans
         self._source = Source(sampler)
         self._detector = Detector(self._source, evidence=self._source.asked)
-        self._traced = bool(self._source.reclaim.names) and self._source.asked in ("auto", "trace")
+        self._traced = sampler.evidence.get("trace", "") is None and self._source.asked in ("auto", "trace")
         self._stalls: dict[int, Stall] = {}
         self._news: deque[Stall] = deque(maxlen=STALLS)
         self._finished = False
@@ -212,10 +214,14 @@ class Finder:
             self._finished = True
             self._remember(self._detector.finish())
 
-    def find(self) -> Hits:
-        """The hits of all spans that are remembered, by all evidence that there is."""
+    def find(self, since_ns: int = 0) -> Hits:
+        """The hits of all spans that are remembered, by all evidence that there is.
+
+        Args:
+            since_ns: Where only those matter that ended later: of the others some are looked at, to learn how long spans take.
+        """
         self._advance()
-        window = self.spans.read()[0]
+        window = self.spans.read(self._first(since_ns))[0]
         rows = {name: window[name] for name in schema.SPANS_UNITS}
         moments, final = Moments.none(), self._known_until()
         if len(window):
@@ -224,6 +230,14 @@ class Finder:
         log = self.spans.log
         found = _Found(rows, losses, names=log.names, refs=log.refs, stalls=self._stalls.values(), final_until_ns=final)
         return found.table(self._incomplete())
+
+    def _first(self, since_ns: int) -> int:
+        """The first row to look at."""
+        if since_ns <= 0:
+            return 0
+        rows = self.spans.window()
+        new = np.flatnonzero(rows["end_ns"] > since_ns)
+        return max(0, rows.first_row + int(new[0]) - LEARNT) if new.size else rows.first_row + len(rows)
 
     def _known_until(self) -> int:
         """All moments that began before are known.
@@ -326,7 +340,7 @@ def recorded(recording: Recording) -> Hits:
         return nothing()
     rows = {name: window[name] for name in schema.SPANS_UNITS}
     moments, stalls = _all(recording, int(rows["start_ns"].min()), int(rows["end_ns"].max()) + 1)
-    traced = bool(recording.reclaim.names)
+    traced = bool(recording.reclaim.names) and recording.info.get("evidence", {}).get("trace") is None
     losses = _attribution.losses(rows, moments, pid=int(said["pid"]), traced=traced)
     texts: list[Ref] = said["refs"]
 

@@ -210,7 +210,7 @@ class HitNews:
             return []
         began, self._due_ns = time.thread_time_ns(), now_ns + RETRY_NS
         durations = any(sampler.evidence.get(name, "") is None for name in ("trace", "psi"))
-        hits = sampler.hits(min_ns=HARM_NS if durations else 0)
+        hits = sampler._hits_since(self._told_ns - LATE_NS, HARM_NS if durations else 0)  # noqa: SLF001 - one room
         until_ns = NONE if last else min(hits.final_until_ns, now_ns - LATE_NS)
         found = []
         for at in reversed(range(len(hits))):

@@ -277,17 +277,21 @@ class Marked:
         """
         return self._found().hits(min_ns=min_ns)
 
+    def _hits_since(self, since_ns: int, min_ns: int) -> Hits:
+        """`hits`, where only spans matter that ended after `since_ns`: for much less memory and time."""
+        return self._found(since_ns).hits(min_ns=min_ns)
+
     def summary(self) -> Summary:
         """How long the remembered spans took, by name, with and without what they lost to reclaim. Thread-safe."""
         return self._found().summary()
 
-    def _found(self) -> Hits:
+    def _found(self, since_ns: int = 0) -> Hits:
         from pymemcg import _hitting
 
         sampler = cast("Sampler", self)
         with self._finding:
             self._finder = _hitting.finder(sampler, self._finder)
-            return self._finder.find() if self._finder is not None else _hitting.nothing()
+            return self._finder.find(since_ns) if self._finder is not None else _hitting.nothing()
 
 
 _ATTRIBUTIONS: Final = {"thread": THREAD, "pool": POOL, "loop": LOOP}

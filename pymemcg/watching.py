@@ -31,6 +31,8 @@ LIVELY_NS = 2_000_000_000
 SETTLING_NS = 250_000_000
 """After anything has changed the detector is asked at every glance for so long: an episode closes 5 ms after its last moment,
 and nothing that a glance sees changes then."""
+UNHEARD_NS = 500_000_000
+"""… and so often where nobody listens to stalls: hits, for which they are looked for then, come seconds later anyway."""
 PENDING_NS, PENDING_FOR_NS = 1_000_000_000, 10_000_000_000
 """Afterwards so often, and for so long, while something is open or waits for evidence: a glance sees when PSI is read."""
 RESTING_NS = 15_000_000_000
@@ -195,7 +197,8 @@ class Watch:
 
     def _interval_ns(self, now: int) -> int:
         if now - self._changed_ns < SETTLING_NS:
-            return self._rest_ns
+            heard = self._streams or "on_stall" in self._callbacks
+            return self._rest_ns if heard else max(self._rest_ns, UNHEARD_NS)
         pending = self._open or self._detector is None or self._detector.final_until_ns < self._changed_ns
         soon = pending and now - self._changed_ns < PENDING_FOR_NS
         return max(self._rest_ns, min(PENDING_NS, self._resting_ns) if soon else self._resting_ns)
