@@ -187,22 +187,18 @@ static void keep_events(struct memcg_sampler *sampler)
     }
 }
 
-/* Says now and then how much of the tracing has been lost. */
-static void keep_losses(struct memcg_sampler *sampler, uint64_t now)
+void memcg_keeper_losses(struct memcg_sampler *sampler)
 {
     struct memcg_keeper *keeper = &sampler->keeper;
     const struct memcg_state *state = &sampler->writer.header->state;
     uint64_t lost = load_relaxed(&state->trace_lost), unattributed = load_relaxed(&state->trace_unattributed);
-    if (now < keeper->told_ns + LOSSES_NS)
-        return;
-    uint64_t since = keeper->told_ns;
-    keeper->told_ns = now;
     if (lost != keeper->lost)
-        memcg_keeper_event(sampler, since, MEMCG_EVENT_TRACE_LOST, (int64_t)lost);
+        memcg_keeper_event(sampler, keeper->losses_ns, MEMCG_EVENT_TRACE_LOST, (int64_t)lost);
     if (unattributed != keeper->unattributed)
-        memcg_keeper_event(sampler, since, MEMCG_EVENT_TRACE_UNATTRIBUTED, (int64_t)unattributed);
+        memcg_keeper_event(sampler, keeper->losses_ns, MEMCG_EVENT_TRACE_UNATTRIBUTED, (int64_t)unattributed);
     keeper->lost = lost;
     keeper->unattributed = unattributed;
+    keeper->losses_ns = now_ns();
 }
 
 /* Who sleeps at memory.high? No tracepoint tells. */
@@ -222,7 +218,8 @@ void memcg_keeper_round(struct memcg_sampler *sampler)
     keep_processes(sampler, now_ns());
     keep_clock(sampler, now_ns());
     keep_sleepers(sampler, now_ns());
-    keep_losses(sampler, now_ns());
+    if (now_ns() >= sampler->keeper.losses_ns + LOSSES_NS)
+        memcg_keeper_losses(sampler);
     keep_events(sampler);
 }
 
@@ -252,6 +249,7 @@ int memcg_keeper_open(struct memcg_sampler *sampler)
         rc = bind(sampler, "clock", &keeper->clock, CLOCK, 2, keeper->clock_column);
     if (rc == 0)
         rc = bind(sampler, "events", &keeper->events, EVENTS, 4, keeper->events_column);
+    keeper->losses_ns = now_ns();
     keeper->stat_period_ns = sampler->config.stat_period_ns;
     keeper->processes_period_ns = ROUND_NS;
     keeper->allocstall = -1;

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -150,6 +151,7 @@ static int open_ring(const uint64_t *id, int cpu, struct cpu_ring *ring)
         ring->data = (const char *)mapped + page;
         for (size_t k = 0; k < RING_BYTES; k += page)
             (void)*(const volatile char *)(ring->data + k); /* MAP_POPULATE does not reach it */
+        ring->page->data_tail = 0;
     }
     return 0;
 }
@@ -166,6 +168,10 @@ int memcg_trace_probe(const uint64_t id[MEMCG_TRACEPOINTS])
 int memcg_perf_open(const uint64_t id[MEMCG_TRACEPOINTS], struct memcg_perf **ret_perf)
 {
     long cpus = sysconf(_SC_NPROCESSORS_CONF);
+    struct rlimit files;
+    /* The service around us needs descriptors, too: its accept() would fail first. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && (rlim_t)cpus * MEMCG_TRACEPOINTS > files.rlim_cur / 4)
+        return -EMFILE;
     struct memcg_perf *perf = calloc(1, sizeof *perf + (size_t)cpus * sizeof perf->ring[0]);
     if (!perf)
         return -ENOMEM;
@@ -276,7 +282,9 @@ bool memcg_perf_next(struct memcg_perf *perf, uint64_t until_ns, struct memcg_pe
 void memcg_perf_end(struct memcg_perf *perf)
 {
     for (uint32_t r = 0; r < perf->rings; r++)
-        __atomic_store_n(&perf->ring[r].page->data_tail, perf->ring[r].tail, __ATOMIC_RELEASE);
+        if (perf->ring[r].page->data_tail !=
+            perf->ring[r].tail) /* its cache line is the one that the kernel writes the head to */
+            __atomic_store_n(&perf->ring[r].page->data_tail, perf->ring[r].tail, __ATOMIC_RELEASE);
 }
 
 uint64_t memcg_perf_lost(const struct memcg_perf *perf)

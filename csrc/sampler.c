@@ -143,7 +143,7 @@ static void *run_keeper(void *argument)
     while (true) {
         uint64_t now = now_ns(), period = memcg_keeper_period(sampler, cost);
         deadline = deadline + period > now ? deadline + period : now + period;
-        for (bool called = true; called;) {
+        for (bool called = true; called && now_ns() < deadline;) {
             if (memcg_thread_wait_for_post(sampler, deadline, &called))
                 return NULL;
             memcg_trace_answer(&sampler->trace, &sampler->config);
@@ -164,7 +164,8 @@ static void end_tick(struct memcg_sampler *sampler)
     memcg_thread_stop(sampler);
     pthread_join(sampler->tick_thread, NULL);
     memcg_pressure_last(sampler);
-    memcg_trace_finish(&sampler->trace, now_ns(), &sampler->writer.header->state);
+    memcg_trace_finish(&sampler->trace, &sampler->config, now_ns(), &sampler->writer.header->state);
+    memcg_keeper_losses(sampler);
     store_relaxed(&sampler->writer.header->state.writer_pid, 0);
     memcg_sampler_end(sampler);
 }

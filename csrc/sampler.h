@@ -61,7 +61,7 @@ struct memcg_keeper {
     uint64_t reported_closed; /* bit per channel */
     uint64_t diluted_ppm;
     uint64_t lost, unattributed; /* tracepoints, as last told of */
-    uint64_t told_ns;
+    uint64_t losses_ns;          /* … and when */
 };
 
 struct memcg_sampler {
@@ -143,6 +143,8 @@ void memcg_keeper_round(struct memcg_sampler *sampler);
 /* How long until the next round, when the last one took so much CPU time. */
 uint64_t memcg_keeper_period(const struct memcg_sampler *sampler, uint64_t cost_ns);
 void memcg_keeper_event(struct memcg_sampler *sampler, uint64_t since_ns, int kind, int64_t value);
+/* Says how much of the tracing has been lost since it was last said. */
+void memcg_keeper_losses(struct memcg_sampler *sampler);
 void memcg_keeper_close(struct memcg_sampler *sampler);
 
 /* Calls for every number in this file (cgroup.procs, cgroup.threads) of the group, a descriptor of its directory (O_PATH will do), and

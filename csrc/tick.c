@@ -274,8 +274,6 @@ int memcg_tick_open(struct memcg_sampler *sampler)
     if (rc == 0)
         rc = open_pressure(sampler);
     if (rc == 0)
-        rc = open_trace(sampler);
-    if (rc == 0)
         rc = open_levels(sampler);
     if (rc == 0 && config->cpu_stat) {
         sampler->failed = config->cpu_stat;
@@ -283,6 +281,8 @@ int memcg_tick_open(struct memcg_sampler *sampler)
         if (rc == 0 && memcg_source_find(tick->cpu_stat, CPU_KEY) < 0)
             rc = -ENODATA;
     }
+    if (rc == 0)
+        rc = open_trace(sampler); /* last: it takes what descriptors are left, and can be done without */
     if (rc != 0)
         return rc;
     struct memcg_channel *usage = &tick->usage.channel, *pressure = &tick->pressure.channel;
@@ -351,8 +351,11 @@ void *memcg_tick_run(void *argument)
     tick->control_ns = now + CONTROL_NS;
     while (!memcg_thread_wait(sampler, now, deadline)) {
         (void)memcg_tick_sample(sampler, deadline); /* what failed has closed its channel */
-        if (!memcg_channel_is_open(&tick->usage.channel) && !memcg_channel_is_open(&tick->pressure.channel))
+        if (!memcg_channel_is_open(&tick->usage.channel) && !memcg_channel_is_open(&tick->pressure.channel)) {
+            if (memcg_channel_is_open(&sampler->trace.channel)) /* the group is gone, and its threads with it */
+                memcg_channel_close(&sampler->trace.channel, ENODEV, now_ns());
             break;
+        }
         now = now_ns();
         uint64_t period = memcg_pace_next(&tick->pace, now);
         deadline += period;

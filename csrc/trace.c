@@ -9,6 +9,7 @@
  * waits for the next drain, so that all older ones are there by then. */
 static const uint64_t MARGIN_NS = 200000;
 static const uint64_t KNOWN_NS = 1000000000; /* a thread may be moved to another group, and its number given to another */
+static const uint64_t LONG_NS = 10000000000;
 /* A run_delay that was read so long before an interval tells of that interval: it is some ticks at the full rate. */
 static const uint64_t RECENT_NS = 5000000;
 static const uint64_t LITTLE = 10; /* 1/10 of an interval is as good as nothing */
@@ -86,6 +87,12 @@ static void drop_delay(struct memcg_trace *trace, struct memcg_traced *thread)
     trace->delays--;
 }
 
+/* How much would be lost with an entry. */
+static int worth(const struct memcg_traced *thread)
+{
+    return thread->tid == 0 ? 0 : thread->kind == 0 ? 1 : thread->member == MEMCG_MEMBER_NO ? 2 : 3;
+}
+
 /* The thread's entry; that of the thread which has been silent longest is made its own where there is none. */
 static struct memcg_traced *meet(struct memcg_trace *trace, const struct memcg_perf_event *event)
 {
@@ -94,13 +101,19 @@ static struct memcg_traced *meet(struct memcg_trace *trace, const struct memcg_p
         struct memcg_traced *set = set_of(trace, event->tid);
         thread = &set[0];
         for (int i = 1; i < MEMCG_TRACE_WAYS; i++)
-            if ((set[i].kind == 0 && thread->kind != 0) ||
-                ((set[i].kind == 0) == (thread->kind == 0) && set[i].seen_ns < thread->seen_ns))
+            if (worth(&set[i]) < worth(thread) || (worth(&set[i]) == worth(thread) && set[i].seen_ns < thread->seen_ns))
                 thread = &set[i];
-        if (thread->kind)
+        if (thread->kind) {
+            trace->unattributed += thread->member != MEMCG_MEMBER_NO;
             leave_interval(trace, thread);
+        }
         drop_delay(trace, thread);
         *thread = (struct memcg_traced){.tid = event->tid, .pid = event->pid};
+    }
+    if (thread->pid != event->pid) { /* its number is another's by now; a thread group keeps its leader's */
+        thread->pid = event->pid;
+        thread->member = thread->before = MEMCG_MEMBER_UNKNOWN;
+        drop_delay(trace, thread);
     }
     thread->seen_ns = event->t_ns;
     if (trace->cgroup_id && event->cgroup_id == trace->cgroup_id) {
@@ -130,6 +143,16 @@ static bool wants_delay(const struct memcg_trace *trace, const struct memcg_trac
     return thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS;
 }
 
+/* Where all descriptors are given away: takes one back from a thread that has long been silent, or has ended. */
+static void spare_delay(struct memcg_trace *trace)
+{
+    if (trace->delays < MEMCG_TRACE_DELAYS)
+        return;
+    struct memcg_traced *thread = &trace->thread[trace->drains % (sizeof trace->thread / sizeof trace->thread[0])];
+    if (thread->kind == 0 && trace->now_ns > thread->seen_ns + LONG_NS)
+        drop_delay(trace, thread);
+}
+
 static void take_answers(struct memcg_trace *trace)
 {
     struct memcg_letter letter;
@@ -143,7 +166,9 @@ static void take_answers(struct memcg_trace *trace)
         if (thread) {
             thread->asked = 0;
             if (thread->member == MEMCG_MEMBER_ASKED) {
-                bool gone = letter.member == MEMCG_MEMBER_GONE && thread->before; /* then it was most likely its old self */
+                /* Then it was most likely its old self. */
+                bool gone =
+                    letter.member == MEMCG_MEMBER_GONE && thread->before && thread->seen_ns < thread->known_ns + LONG_NS;
                 thread->member = gone ? thread->before : (uint8_t)letter.member;
                 thread->known_ns = letter.t_ns;
             }
@@ -251,8 +276,12 @@ static void begin_interval(struct memcg_trace *trace, struct memcg_traced *threa
 
 static void end_interval(struct memcg_trace *trace, struct memcg_traced *thread, const struct memcg_perf_event *event, int kind)
 {
-    if (thread->kind != kind || event->t_ns < thread->start_ns)
-        return; /* it began before we were there, or its begin was lost */
+    if (thread->kind != kind)
+        return;                           /* it began before we were there, or its begin was lost */
+    if (event->t_ns < thread->start_ns) { /* the clock may step back by a little from one CPU to another */
+        leave_interval(trace, thread);
+        return;
+    }
     struct memcg_interval interval = {thread->start_ns, event->t_ns, thread->pid, thread->tid, kind, event->value, MEMCG_NONE};
     if (thread->member != MEMCG_MEMBER_NO)
         interval.cpu_wait_ns = cpu_wait(trace, thread, event->t_ns);
@@ -356,17 +385,30 @@ static void tell(const struct memcg_trace *trace, uint64_t until_ns, struct memc
     __atomic_store_n(&state->trace_ns, told, __ATOMIC_RELEASE); /* after the rows */
 }
 
+void memcg_trace_lost(struct memcg_trace *trace, uint64_t lost)
+{
+    trace->lost = lost;
+    while (trace->open) {
+        struct memcg_traced *thread = &trace->thread[trace->in[0]];
+        trace->unattributed += thread->member == MEMCG_MEMBER_YES;
+        leave_interval(trace, thread);
+    }
+}
+
 static void drain(struct memcg_trace *trace, uint64_t now_ns, uint64_t until_ns)
 {
     struct memcg_perf_event event;
     trace->drains++;
     trace->now_ns = now_ns;
     take_answers(trace);
+    spare_delay(trace);
     if (trace->perf) {
         memcg_perf_begin(trace->perf);
         while (memcg_perf_next(trace->perf, until_ns, &event))
             memcg_trace_event(trace, &event);
         memcg_perf_end(trace->perf);
+        if (memcg_perf_lost(trace->perf) != trace->lost)
+            memcg_trace_lost(trace, memcg_perf_lost(trace->perf));
     }
     watch_open(trace);
     if (trace->pending)
@@ -381,13 +423,17 @@ void memcg_trace_drain(struct memcg_trace *trace, uint64_t now_ns, struct memcg_
         tell(trace, until_ns, state);
 }
 
-void memcg_trace_finish(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state)
+void memcg_trace_finish(struct memcg_trace *trace, const struct memcg_config *config, uint64_t now_ns,
+                        struct memcg_state *state)
 {
     if (!memcg_channel_is_open(&trace->channel))
         return;
     drain(trace, now_ns, UINT64_MAX);
+    memcg_trace_answer(trace, config); /* the keeper has ended */
+    drain(trace, now_ns, UINT64_MAX);
     for (uint32_t i = 0; i < trace->open; i++) {
         const struct memcg_traced *thread = &trace->thread[trace->in[i]];
+        trace->unattributed += thread->member < MEMCG_MEMBER_NO;
         if (thread->member == MEMCG_MEMBER_YES)
             put_row(trace, &(struct memcg_interval){thread->start_ns, (uint64_t)MEMCG_NONE, thread->pid, thread->tid,
                                                     thread->kind, MEMCG_NONE, MEMCG_NONE});

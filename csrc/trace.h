@@ -100,6 +100,7 @@ struct memcg_trace {
     int column[MEMCG_TRACE_COLUMNS];
     uint64_t cgroup_id;
     uint64_t now_ns, drains, events, unattributed;
+    uint64_t lost;   /* tracepoints, as of the last drain */
     uint64_t own_ns; /* the last event of a thread of the target */
     uint32_t open, pending, delays;
     bool hit;                                         /* a thread of the target has begun to reclaim since the last drain */
@@ -116,14 +117,19 @@ int memcg_trace_open(const struct memcg_config *config, const struct memcg_write
 void memcg_trace_event(struct memcg_trace *trace, const struct memcg_perf_event *event);
 /* Takes all that has happened up to shortly before `now_ns`, and makes rows of it. */
 void memcg_trace_drain(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state);
-/* Takes all, and makes rows of the intervals that nobody will see the end of. */
-void memcg_trace_finish(struct memcg_trace *trace, uint64_t now_ns, struct memcg_state *state);
+/* Tracepoints were lost, `lost` in all: an end may have been among them, and so no interval is one any more. */
+void memcg_trace_lost(struct memcg_trace *trace, uint64_t lost);
+/* Takes all, and makes rows of the intervals that nobody will see the end of. The other threads have ended: files may be opened. */
+void memcg_trace_finish(struct memcg_trace *trace, const struct memcg_config *config, uint64_t now_ns,
+                        struct memcg_state *state);
 void memcg_trace_close(struct memcg_trace *trace);
 
 /* The keeper's: answers what the tick has asked. */
 void memcg_trace_answer(struct memcg_trace *trace, const struct memcg_config *config);
 /* … and looks for threads asleep at memory.high in a group, a descriptor of its directory, and below. */
 void memcg_trace_look(struct memcg_trace *trace, int group, uint64_t now_ns);
+/* Is that where a thread sleeps at memory.high? */
+bool memcg_whose_sleeps(const char *wchan);
 /* Is a thread in this group or below it, by what /proc/TID/cgroup says? `text` is taken apart. */
 bool memcg_whose_is(char *text, int version, const char *group);
 

@@ -57,7 +57,10 @@ bool memcg_whose_is(char *text, int version, const char *group)
         if (!path || !is_memory(controllers + 1, (size_t)(path - controllers - 1), version))
             continue;
         path++;
-        return strncmp(path, group, length) == 0 && (path[length] == '\0' || path[length] == '/');
+        if (strncmp(path, group, length) != 0 || (path[length] != '\0' && path[length] != '/'))
+            return false;
+        path += length; /* what lies outside of our cgroup namespace begins with its root and goes up */
+        return strncmp(path, "/..", 3) != 0 || (path[3] != '\0' && path[3] != '/');
     }
     return false;
 }
@@ -68,8 +71,10 @@ static int whose(uint32_t tid, const struct memcg_config *config)
     if (!config->memory_path)
         return MEMCG_MEMBER_NO;
     ssize_t n = read_file(tid, "cgroup", text, sizeof text);
-    if (n <= 0)
+    if (n == 0 || n == -ENOENT || n == -ESRCH)
         return MEMCG_MEMBER_GONE;
+    if (n < 0)
+        return MEMCG_MEMBER_NO; /* where /proc hides the processes of others, it is not one of ours */
     return memcg_whose_is(text, config->memory_version, config->memory_path) ? MEMCG_MEMBER_YES : MEMCG_MEMBER_NO;
 }
 
@@ -95,6 +100,11 @@ void memcg_trace_answer(struct memcg_trace *trace, const struct memcg_config *co
     }
 }
 
+bool memcg_whose_sleeps(const char *wchan)
+{
+    return strcmp(wchan + strspn(wchan, "_"), ASLEEP) == 0; /* from 6.14 on its inner part has two underscores before it */
+}
+
 struct look {
     struct memcg_trace *trace;
     uint64_t t_ns;
@@ -104,7 +114,7 @@ static void look_at(void *context, uint64_t tid)
 {
     const struct look *look = context;
     char text[512]; /* of its status the first lines */
-    if (read_file((uint32_t)tid, "wchan", text, sizeof text) <= 0 || strncmp(text, ASLEEP, sizeof ASLEEP - 1) != 0)
+    if (read_file((uint32_t)tid, "wchan", text, sizeof text) <= 0 || !memcg_whose_sleeps(text))
         return;
     const char *leader = read_file((uint32_t)tid, "status", text, sizeof text) > 0 ? strstr(text, "\nTgid:") : NULL;
     const struct memcg_letter letter = {.t_ns = look->t_ns,

@@ -231,12 +231,9 @@ def _plan_node(plan: Plan) -> None:
 
 
 def _plan_processes(plan: Plan) -> None:
-    seen_as = os.readlink("/proc/self")
-    if seen_as != str(os.getpid()):
-        plan.absent["processes"] = (
-            f"/proc belongs to another pid namespace (this process, {os.getpid()}, is {seen_as} there): "
-            "the pids in cgroup.procs mean others in it"
-        )
+    foreign = tracepoints.foreign_proc()
+    if foreign is not None:
+        plan.absent["processes"] = foreign
         return
     _add(plan, "processes", SECOND_NS // NODE_HZ, PROCESS_ROWS, schema.PROCESSES_UNITS)
 
@@ -247,11 +244,19 @@ def _plan_reclaim(plan: Plan, evidence: str, event_ids: Mapping[str, int] | None
     if why is None and not any(tracepoints.membership(plan.target)):
         plan.event_ids, why = {}, "nothing tells this group's threads from those of others: its path is out of sight"
     plan.evidence["trace"] = why
-    plan.evidence["wchan"] = None if "high" in plan.target.levels[0].files else plan.target.absent.get("high", "no memory.high")
+    plan.evidence["wchan"] = _no_wchan(plan, evidence)
     if why is not None:
         plan.absent["reclaim"] = why
     if why is None or plan.evidence["wchan"] is None:
         _add(plan, "reclaim", 0, RECLAIM_ROWS, schema.RECLAIM_UNITS)
+
+
+def _no_wchan(plan: Plan, evidence: str) -> str | None:
+    if evidence != "auto":
+        return f"evidence {evidence!r} was asked for"
+    if "high" not in plan.target.levels[0].files:
+        return plan.target.absent.get("high", "no memory.high")
+    return tracepoints.foreign_proc()
 
 
 def _find_event_ids(plan: Plan, event_ids: Mapping[str, int] | None) -> str | None:

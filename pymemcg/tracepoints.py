@@ -105,7 +105,7 @@ def probe(ids: Mapping[str, int]) -> str | None:
         return None
     if -rc in (1, 13):  # EPERM, EACCES
         return "perf_event_open is denied: it needs CAP_PERFMON (or root) and a seccomp profile that lets it pass"
-    if -rc == 2:  # ENOENT
+    if -rc in (2, 22):  # ENOENT, EINVAL
         return "the kernel knows no tracepoints by these ids: they are of another boot or machine"
     return f"perf_event_open: {os.strerror(-rc)}"
 
@@ -125,9 +125,28 @@ def membership(target: Target) -> tuple[int, str | None]:
         memory group's path as /proc/TID/cgroup shows it here, or None where that is not known)
     """
     ident = 0
-    if target.cgroup2_directory is not None and target.pressure_scope == "group":
+    if target.cgroup2_directory is not None and target.pressure_scope == "group" and not _perf_on_v1():
         ident = os.stat(target.cgroup2_directory).st_ino
-    return ident, _memory_path(target)
+    return ident, _memory_path(target) if foreign_proc() is None else None
+
+
+def foreign_proc() -> str | None:
+    """Why threads cannot be looked up by their numbers in /proc, or None."""
+    seen_as = os.readlink("/proc/self")
+    if seen_as == str(os.getpid()):
+        return None
+    return (
+        f"/proc belongs to another pid namespace (this process, {os.getpid()}, is {seen_as} there): "
+        "the numbers of processes and threads mean others in it"
+    )
+
+
+def _perf_on_v1() -> bool:
+    """Whether events carry the id of a group in a v1 hierarchy: those are small numbers, which cgroup2's may equal."""
+    try:
+        return any(m.version == 1 and "perf_event" in m.options for m in parse_mounts(read_text("/proc/self/mountinfo")))
+    except MemcgError:
+        return True
 
 
 def _memory_path(target: Target) -> str | None:

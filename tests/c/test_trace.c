@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From events to rows of `reclaim`: pairing, whose a thread is, what is lost, and whether it waited for a CPU. The events are made
- * here; that the kernel's are read rightly is shown by test_perf.c and, against tracefs, by the live tests. */
+ * here; that the kernel's are read rightly is shown, against tracefs, by the live tests. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -126,6 +126,8 @@ static void test_more_threads_than_are_known_at_once(void)
         event(MEMCG_TRACE_MEMCG_END, tid, 100000 + tid, OWN, 1);
     CHECK(trace.open == 0, "%u still open", trace.open);
     CHECK(trace.channel.head == open, "%llu rows of %u", (unsigned long long)trace.channel.head, open);
+    CHECK(trace.channel.head + trace.unattributed == THREADS, "%llu are lost in silence",
+          (unsigned long long)(THREADS - trace.channel.head - trace.unattributed));
     end();
 }
 
@@ -196,10 +198,50 @@ static void test_end_of_the_world(void)
     trace.perf = NULL;
     uint64_t id[MEMCG_TRACEPOINTS] = {0};
     CHECK(memcg_trace_probe(id) == -ENOENT, "no tracepoint is one");
-    memcg_trace_finish(&trace, MS, &writer.header->state);
+    memcg_trace_finish(&trace, &config, MS, &writer.header->state);
     expect(1000, MEMCG_NONE, 10, MEMCG_RECLAIM_MEMCG, MEMCG_NONE);
     expect_no_more();
     end();
+}
+
+/* An end may be among what was lost: nobody is taken to be in reclaim for ever, nor two halves to be one. */
+static void test_lost(void)
+{
+    begin();
+    event(MEMCG_TRACE_MEMCG_BEGIN, 10, 1000, OWN, MEMCG_NONE);
+    memcg_trace_lost(&trace, 3);
+    CHECK(trace.open == 0 && trace.unattributed == 1, "%u open", trace.open);
+    event(MEMCG_TRACE_MEMCG_END, 10, 9000, OWN, 5);
+    event(MEMCG_TRACE_MEMCG_BEGIN, 10, 10000, OWN, MEMCG_NONE);
+    event(MEMCG_TRACE_MEMCG_END, 10, 11000, OWN, 6);
+    drain(MS);
+    expect(10000, 11000, 10, MEMCG_RECLAIM_MEMCG, 6);
+    expect_no_more();
+    end();
+}
+
+static bool is_member(const char *text, int version, const char *group)
+{
+    char copy[256];
+    snprintf(copy, sizeof copy, "%s", text);
+    return memcg_whose_is(copy, version, group);
+}
+
+static void test_whose(void)
+{
+    const char v1[] = "4:memory:/a/b\n2:cpu,cpuacct:/x\n0::/c\n", joint[] = "3:cpu,memory:/a\n";
+    CHECK(is_member(v1, 1, "/a/b") && is_member(v1, 1, "/a") && is_member(v1, 1, "/"), "is one");
+    CHECK(!is_member(v1, 1, "/a/bb") && !is_member(v1, 1, "/a/") && !is_member(v1, 1, "/x"), "is none");
+    CHECK(is_member(v1, 2, "/c") && !is_member(v1, 2, "/a/b"), "the other version's line");
+    CHECK(is_member(joint, 1, "/a") && !is_member("", 1, "/") && !is_member("5:memory", 1, "/"), "other forms");
+    CHECK(!is_member("0::/../other\n", 2, "/") && !is_member("0::/..\n", 2, "/"), "outside of the cgroup namespace");
+    CHECK(is_member("0::/..a\n", 2, "/"), "a name with dots");
+}
+
+static void test_sleeps(void)
+{
+    CHECK(memcg_whose_sleeps("mem_cgroup_handle_over_high") && memcg_whose_sleeps("__mem_cgroup_handle_over_high"), "sleeps");
+    CHECK(!memcg_whose_sleeps("0") && !memcg_whose_sleeps("futex_do_wait") && !memcg_whose_sleeps(""), "does not");
 }
 
 /* Two threads on one CPU, of which one is preempted while it "reclaims". */
@@ -260,6 +302,9 @@ int main(void)
     test_asks_the_keeper();
     test_asks_again();
     test_end_of_the_world();
+    test_lost();
+    test_whose();
+    test_sleeps();
     test_cpu_wait();
     return 0;
 }

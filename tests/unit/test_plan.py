@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakecgroup import captured, machine_with_self
 
-from pymemcg import NotSupported, resolve, schema
+from pymemcg import NotSupported, resolve, schema, tracepoints
 from pymemcg.plan import make_plan
 from pymemcg.ring import create
 
@@ -67,11 +67,16 @@ class TestCapturedKernels:
         for channel, columns in own.items():
             assert fed(plan, channel) | columns == set(tables(plan)[channel].columns)
 
-    def test_evidence_is_said(self, kernel, tmp_path):
-        plan = plan_of(captured(kernel, tmp_path)[0], evidence="psi")
+    def test_evidence_is_said(self, kernel, tmp_path, monkeypatch):
+        root = captured(kernel, tmp_path)[0]
+        plan = plan_of(root, evidence="psi")
+        assert plan.evidence["trace"] == plan.evidence["wchan"] == "evidence 'psi' was asked for"
+        assert "reclaim" not in tables(plan)
+        monkeypatch.setenv(tracepoints.EVENT_IDS_VARIABLE, "")  # none that could be opened
+        plan = plan_of(root)
         assert plan.evidence["psi"] is None
         assert plan.evidence["counters"] is None
-        assert plan.evidence["trace"] == "evidence 'psi' was asked for"
+        assert "is missing" in plan.evidence["trace"]
         assert (plan.evidence["wchan"] is None) == (plan.target.version == 2)
         assert ("reclaim" in tables(plan)) == (plan.target.version == 2)
         assert plan.info()["evidence"] == plan.evidence
