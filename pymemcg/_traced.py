@@ -54,8 +54,19 @@ class Traced:
         self._uncovered: list[tuple[int, int]] = []
         self._union_start = self._union_end = np.empty(0, np.int64)
 
+    @property
+    def traces(self) -> bool:
+        """Whether its rows come from tracepoints, too, and not from looks at `wchan` alone. Another writer may have less."""
+        ring = self._channel._ring  # noqa: SLF001 - one room
+        if not self._live:
+            info = getattr(ring, "info", None) or {}
+            return info.get("evidence", {}).get("trace") is None
+        return int(getattr(getattr(getattr(ring, "header", None), "state", None), "trace_ns", 1)) != 0
+
     def ready(self) -> int:
         """Up to when every interval that began has its row, of those that can be read by now; ask before reading them."""
+        if not self.traces:
+            return NONE
         ring = self._channel._ring  # noqa: SLF001 - one room
         state = ring.header.state if ring is not None else None
         until = int(getattr(state, "trace_ns", 0))
@@ -69,7 +80,7 @@ class Traced:
     def covers(self, times: Ints, until: Ints | None = None) -> Bools:
         """Where nothing was lost: at these times, or from each until another."""
         ends = times if until is None else until
-        covered = np.ones(times.size, bool)
+        covered = np.full(times.size, self.traces)
         for since, to in self._uncovered:
             covered &= (ends < since) | (times > to)
         closed = self._channel.closed_at
@@ -171,7 +182,7 @@ def _ended(moments: Moments, last_ns: int) -> tuple[Moments, Ints]:
 def _suffix_least(channel: Channel, since: tuple[str, int] | None) -> list[int]:
     """The earliest beginning of all rows from each chunk on: rows come as they end, so that a long one comes late."""
     least = [NONE]
-    reader = Cursor(channel, ("start_ns", "end_ns"), live=False, since=since)
+    reader = Cursor(channel, ("start_ns", "end_ns", "tid"), live=False, since=since)
     found = []
     while reader.left:
         rows = reader.read(CHUNK)

@@ -14,7 +14,7 @@ from pymemcg._ffi import ffi
 from pymemcg._spanlog import SpanChannel
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel, Channels
-from pymemcg.errors import NotStarted
+from pymemcg.errors import NotStarted, NotSupported
 from pymemcg.plan import make_plan
 from pymemcg.running import Running
 from pymemcg.spans import Marked
@@ -131,8 +131,18 @@ class Sampler(Watched, Marked, Channels):
             self._bind(self._running)
             self._forked = False
             self._running.await_first_row()
+            self._check_evidence()
             self._watcher.begin()
         return self
+
+    def _check_evidence(self) -> None:
+        """The process that samples may have other evidence than this one was asked for."""
+        assert self._running is not None
+        asked = self._options["evidence"]
+        why = self._running.evidence()[asked] if asked != "auto" else None
+        if why is not None:
+            self.stop()
+            raise NotSupported(f"evidence {asked!r} cannot be had: {why}", path=str(self._spec))
 
     def stop(self) -> None:
         """End sampling at once. What has been sampled stays readable."""

@@ -182,6 +182,14 @@ def test_a_stall_is_told_when_known_and_when_over(live):
     assert detector.final_until_ns >= T0 + 19 * MS
 
 
+def test_a_ring_without_tracepoints_waits_for_none(live):
+    detector = Detector(live)
+    live.tick(10)
+    live.tick(60, hits=3)
+    found = detector.advance() + detector.finish()
+    assert ("limit", ("counters",)) in {(stall.cause, stall.evidence) for stall in found}
+
+
 def test_nothing_is_final_while_an_older_interval_has_no_row(live):
     detector = Detector(live, evidence="trace")
     live.put("reclaim", held((10, 2, 5)))
