@@ -31,8 +31,9 @@ LONG_AGO = -(1 << 61)
 
 
 def usable(rows: Mapping[str, Ints]) -> Bools:
-    """Which rows of `reclaim` can be: they begin after the boot and do not end before they begin."""
-    return (rows["start_ns"] > 0) & (rows["start_ns"] < NONE) & (rows["end_ns"] >= rows["start_ns"])
+    """Which rows of `reclaim` can be: of a thread, begun after the boot, and not ended before."""
+    thread = (rows["tid"] > 0) & (rows["tid"] < 1 << 31)
+    return thread & (rows["start_ns"] > 0) & (rows["start_ns"] < NONE) & (rows["end_ns"] >= rows["start_ns"])
 
 
 def from_rows(rows: Mapping[str, Ints]) -> Moments:

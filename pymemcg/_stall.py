@@ -55,6 +55,9 @@ class Policy:
     reach_ns: int = 60_000_000_000
 
 
+POLICY: Final = Policy()
+
+
 @dataclass(frozen=True, slots=True)
 class Stall:
     """One stall, or one episode of harmless reclaim. What is not known is None. Times are CLOCK_MONOTONIC.
@@ -102,6 +105,18 @@ class Stall:
     file: int | None
     state: str
     incomplete: str | None
+
+    def reaches(self, min_ns: int) -> bool:
+        """Whether it is at least that big; what has no known duration is not, unless anything will do.
+
+        That is, whether within 10 ms (`Policy.window_ns`) one thread was held for so long. For what is longer than that, it was
+        held throughout, and all of the stall is as long.
+        """
+        if min_ns <= 0:
+            return True
+        if self.longest_ns is None or self.longest_ns < min(min_ns, POLICY.window_ns):
+            return False
+        return min_ns <= POLICY.window_ns or (self.stall_ns or 0) >= min_ns
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON; what is not known is None."""

@@ -59,7 +59,7 @@ class StallStream:
         if stall.end_ns is not None and stall.end_ns < self._since_ns and stall.start_ns not in self._begun:
             return
         (self._begun.add if stall.state == "open" else self._begun.discard)(stall.start_ns)
-        if self._min_ns and not _at_least(stall, self._min_ns):
+        if not stall.reaches(self._min_ns):
             return
         if len(self._stalls) >= QUEUE_STALLS:
             with contextlib.suppress(IndexError):  # it was taken in this very moment
@@ -155,8 +155,3 @@ class StallStream:
 def _arrive(come: asyncio.Future[None]) -> None:
     if not come.done():
         come.set_result(None)
-
-
-def _at_least(stall: Stall, min_ns: int) -> bool:
-    """As of recordings: what has no known duration is left out."""
-    return stall.longest_ns is not None and stall.longest_ns >= min_ns

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pymemcg import schema
 from pymemcg._ffi import ffi
 from pymemcg._spanlog import SpanChannel, Texts
+from pymemcg._stall import POLICY
 from pymemcg.channel import Channel, Channels
 from pymemcg.errors import RecordingError
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
-from pymemcg.stalls import POLICY, stalls
+from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pymemcg._stall import CAUSES, Policy, Stall, Stalls
+from pymemcg._stall import CAUSES, POLICY, Policy, Stall, Stalls
 
 if TYPE_CHECKING:
     from pymemcg._moments import Moments
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CAUSES", "Detector", "Policy", "Stall", "Stalls", "moments", "stalls"]
 
-POLICY = Policy()
 EVIDENCE = ("auto", "trace", "psi", "counters")
 _BEFORE_NS = 10_000_000_000
 """What began so long before may reach into a time, and what is known of it may depend on it."""
@@ -25,7 +24,7 @@ def stalls(source: Channels, *, min_ns: int = 0, evidence: str = "auto", policy:
 
     Args:
         source: A `Recording` or a `Sampler`.
-        min_ns: Only stalls of at least that much, by `Stall.longest_ns`; what has no known duration is left out then.
+        min_ns: Only stalls of at least that much, see `Stall.reaches`; what has no known duration is left out then.
         evidence: "auto" joins all there is; "trace", "psi" or "counters" is used alone.
         policy: What counts as a stall.
 
@@ -34,7 +33,7 @@ def stalls(source: Channels, *, min_ns: int = 0, evidence: str = "auto", policy:
     """
     found = Detector(source, evidence=evidence, policy=replace(policy, reach_ns=0)).finish()
     closed = (stall for stall in found if stall.state == "closed")
-    return Stalls(stall for stall in closed if min_ns <= 0 or (stall.longest_ns or 0) >= min_ns)
+    return Stalls(stall for stall in closed if stall.reaches(min_ns))
 
 
 def moments(source: Channels, since_ns: int, until_ns: int, *, evidence: str = "auto") -> Moments:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span
-from pymemcg.stalls import POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,19 +70,6 @@ def between(low_ns: int | None, high_ns: int | None) -> str:
     if low_unit == high_unit or low_ns == 0:
         return f"{low}–{high} {high_unit}"
     return f"{low} {low_unit}–{high} {high_unit}"
-
-
-def is_at_least(stall: Stall, min_ns: int) -> bool:
-    """Whether a stall is that big; what has no known duration is not, unless anything will do.
-
-    That is, whether within 10 ms (`Policy.window_ns`) one thread was held for so long. For what is longer than that, it was
-    held throughout, and all of the stall is as long.
-    """
-    if min_ns <= 0:
-        return True
-    if stall.longest_ns is None or stall.stall_ns is None:
-        return False
-    return stall.longest_ns >= min(min_ns, POLICY.window_ns) and (min_ns <= POLICY.window_ns or stall.stall_ns >= min_ns)
 
 
 # ---- A line each ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._arguments import add_evidence, duration, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, is_at_least, realtime_of, thread_name
+from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
 from pymemcg.cli._text import has_colours, terminal_width
 from pymemcg.errors import NotSupported, SourceError
 
@@ -84,6 +84,8 @@ def _of_recording(args: argparse.Namespace) -> None:
     printer.begin()
     for stall in stalls(recording, evidence=args.evidence):
         printer.tell(stall)
+    if recording.usage.closed_at is not None and not args.json:
+        print(f"the group was not sampled to the end: {recording.usage.closed}")
     printer.end(evidence)
 
 
@@ -157,7 +159,7 @@ class _Printer:
 
     def tell(self, stall: Stall) -> None:
         """Print one, if it is long enough; in words only when it is over."""
-        if not is_at_least(stall, self._min_ns):
+        if not stall.reaches(self._min_ns):
             return
         self._tally.add(stall)
         if self._json:

@@ -19,7 +19,7 @@ import pytest
 import pymemcg
 from pymemcg.cli import make_parser
 from pymemcg.cli._arguments import bytes_of, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, between, is_at_least, thread_name
+from pymemcg.cli._stalls import StallLines, Tally, between, thread_name
 from pymemcg.stalls import Stall
 
 MS = 1_000_000
@@ -142,14 +142,12 @@ def test_no_line_is_wider_than_the_terminal(width):
     ],
 )
 def test_how_big_a_stall_is(stall, least, told):
-    assert is_at_least(stall, least) is told
+    assert stall.reaches(least) is told
 
 
 def test_a_smaller_least_never_tells_less():
     some = [replace(CLOSED, longest_ns=longest * MS, stall_ns=stall * MS) for longest in (1, 5, 10) for stall in (10, 20, 300)]
-    told = [
-        {id(stall) for stall in some if is_at_least(stall, least)} for least in (0, 1, MS, 5 * MS, 10 * MS, 11 * MS, 300 * MS)
-    ]
+    told = [{id(stall) for stall in some if stall.reaches(least)} for least in (0, 1, MS, 5 * MS, 10 * MS, 11 * MS, 300 * MS)]
     assert all(less >= more for less, more in pairwise(told))
     assert told[-1]
 

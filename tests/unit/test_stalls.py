@@ -250,6 +250,20 @@ def test_at_least(find, tmp_path):
     assert recording.stalls(min_ns=2 * MS, evidence="trace") == find(**channels)[:1]
 
 
+def test_at_least_more_than_a_window(find):
+    channels = {"usage": ticks(3, hits=[11, 100]), "reclaim": held((10, 30, 5), (100, 12, 5))}
+    assert [len(find(**channels, min_ns=least * MS)) for least in (5, 10, 11, 20, 31)] == [2, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("evidence", ["CAP_PERFMON", None])
+def test_a_channel_of_sightings_alone_tells_nothing_of_limits(tmp_path, evidence):
+    """Where perf is denied and memory.high is there, `reclaim` has no tracepoints, and counters are all that tells."""
+    channels = {"usage": ticks(3, hits=[11]), "limits": LIMITS, "node": node(3), "events": EVENTS, "reclaim": held()}
+    recording = write(tmp_path / "r.memcg", channels, {"evidence": {"trace": evidence}})
+    found = [(stall.cause, stall.evidence) for stall in pymemcg.stalls(recording)]
+    assert found == ([("limit", ("counters",))] if evidence else [])
+
+
 def test_another_policy(find):
     (stall,) = find(reclaim=held((10, 0.2, 5)), policy=Policy(least_ns=100_000))
     assert not stall.harmless
