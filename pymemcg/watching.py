@@ -31,7 +31,7 @@ LIVELY_NS = 2_000_000_000
 SETTLING_NS = 250_000_000
 """After anything has changed the detector is asked at every glance for so long: an episode closes 5 ms after its last moment,
 and nothing that a glance sees changes then."""
-UNHEARD_NS = 500_000_000
+UNHEARD_NS = 1_000_000_000
 """… and so often where nobody listens to stalls: hits, for which they are looked for then, come seconds later anyway."""
 PENDING_NS, PENDING_FOR_NS = 1_000_000_000, 10_000_000_000
 """Afterwards so often, and for so long, while something is open or waits for evidence: a glance sees when PSI is read."""
