@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pymemcg.spans import Ref, Span
 
 ENDED: Final = 8192
-"""Ended spans that nobody has looked at yet, some 250 bytes each; the oldest are overwritten."""
+"""Ended spans that nobody has looked at yet, some 200 bytes each; the oldest are overwritten."""
 KEPT: Final = 16384
 """Spans that are kept for those who look: 2 MiB of columns once numpy is there, and the references."""
 NAMES: Final = 1024
@@ -115,11 +115,10 @@ class SpanLog:
     def _row(self, span: Span, row: int) -> tuple[int, ...]:
         """In the order of `schema.SPANS_UNITS`."""
         breathe()
-        place = span._place  # noqa: SLF001 - one room
         start, end = span.start_ns, max(span.end_ns, span.start_ns)
-        first, last = min(max(start, place.start_ns), end), min(end, place.end_ns)
+        first, last = min(max(start, span._ran_start_ns), end), min(end, span._ran_end_ns)  # noqa: SLF001 - one room
         ref = -1 if span.ref is None else row
-        return start, end, place.tid, self._id(span.name), ref, place.attribution, first, max(first, last)
+        return start, end, span._tid, self._id(span.name), ref, span._attribution, first, max(first, last)  # noqa: SLF001 - likewise
 
     def _id(self, name: str) -> int:
         known = self._ids.get(name)

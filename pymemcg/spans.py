@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spans of a service's work: written without a lock, a system call or a call that releases the GIL.
 
-A span costs two looks at a clock, one at the thread's own storage, and an append. Everything else, numpy included, happens when
-somebody looks at the spans.
+A span costs two looks at a clock, one at the thread's own storage, and an append, all of it in csrc/span.c. Everything else,
+numpy included, happens when somebody looks at the spans.
 """
 
 from __future__ import annotations
 
-import _thread
 import functools
 import inspect
 import os
 import sys
 import weakref
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
+from pymemcg import _span
 from pymemcg._ffi import NONE
 from pymemcg._hit import Hit, Hits, SpanSummary, Summary
 from pymemcg._spanlog import SpanLog
@@ -40,36 +39,6 @@ LOOP: Final = 3
 """What `attribution` says: how the thread is known that did a span's work; see `schema.SPAN_ATTRIBUTIONS`."""
 
 
-# ---- Where a span runs ---------------------------------------------------------------------------------------------
-
-
-class _Place:
-    """Where the work of spans is done: a thread, and for one span perhaps only for a part of its time."""
-
-    __slots__ = ("attribution", "end_ns", "start_ns", "tid")
-
-    def __init__(self, tid: int, attribution: int, start_ns: int = 0, end_ns: int = NONE) -> None:
-        self.tid = tid
-        self.attribution = attribution
-        self.start_ns = start_ns
-        self.end_ns = end_ns
-
-
-def _own_storage() -> Any:
-    """Storage of each native thread; under gevent, whose own is each greenlet's, too."""
-    monkey = sys.modules.get("gevent.monkey")
-    return (monkey.get_original("_thread", "_local") if monkey else _thread._local)()  # noqa: SLF001 - it has no other name
-
-
-_here = _own_storage()
-
-
-def _arrive() -> _Place:
-    """At a thread's first span. Should a loop begin to run in it later, spans that overlap tell (`_attribution.looped`)."""
-    place = _here.place = _Place(_thread.get_native_id(), LOOP if _in_loop() else THREAD)
-    return place
-
-
 def _in_loop() -> bool:
     """Whether this thread does other work while what now runs in it waits: asyncio, uvloop, or greenlets."""
     asyncio, greenlet = sys.modules.get("asyncio"), sys.modules.get("greenlet")
@@ -81,33 +50,23 @@ def _in_loop() -> bool:
 # ---- A span --------------------------------------------------------------------------------------------------------
 
 
-class Span:
+class Span(_span.Span):
     """One stretch of work: a context manager that is good for one time, or a decorator; made by `Sampler.span`.
 
     Attributes:
         name: It may be set until the span ends, for instance when the route is known.
         ref: The caller's own reference, likewise.
         start_ns: CLOCK_MONOTONIC.
-        end_ns: Not there before it ended.
+        end_ns: Likewise; 0 before it ended.
 
     It belongs to the thread that began it.
     """
 
-    __slots__ = ("_note", "_place", "end_ns", "name", "ref", "start_ns")
+    __slots__ = ()
 
-    name: str
-    ref: Ref
-    start_ns: int
-    end_ns: int
-    _place: _Place
-    _note: Callable[[Span], None]
+    if TYPE_CHECKING:
 
-    def __enter__(self) -> Span:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.end_ns = monotonic_ns()
-        self._note(self)
+        def __enter__(self) -> Span: ...
 
     def ran_on(self, tid: int, start_ns: int | None = None, end_ns: int | None = None) -> None:
         """Say before its end that the span's work was done by another thread, of a pool: that thread's reclaim is its own.
@@ -117,30 +76,19 @@ class Span:
             start_ns: From when on it did this work (CLOCK_MONOTONIC); None = from the span's beginning.
             end_ns: Until when; None = until the span's end.
         """
-        self._place = _Place(tid, POOL, start_ns or 0, NONE if end_ns is None else end_ns)
+        self._tid, self._attribution = tid, POOL
+        self._ran_start_ns, self._ran_end_ns = start_ns or 0, NONE if end_ns is None else end_ns
 
     def in_loop(self) -> None:
         """Say before its end that other work ran on the span's thread while it waited, which need not be said of asyncio."""
-        self._place = _Place(self._place.tid, LOOP)
+        self._attribution, self._ran_start_ns, self._ran_end_ns = LOOP, 0, NONE
 
     def __call__(self, function: Call) -> Call:
         """Decorate a function or coroutine function: each call is a span of this name and reference."""
-        return _decorated(function, self.name, self.ref, functools.partial(_begin, self._note))
+        return _decorated(function, self.name, self.ref, _span.Marker(Span, _in_loop, self._note).span)
 
     def __repr__(self) -> str:
         return f"<Span {self.name!r}{'' if self.ref is None else f' of {self.ref}'}>"
-
-
-def _begin(note: Callable[[Span], None], name: str, ref: Ref) -> Span:
-    """What `Marked.span` does, which does it itself since a call would add a tenth to a span's cost."""
-    span = Span()
-    span.name, span.ref, span._note = name, ref, note  # noqa: SLF001 - one room
-    try:
-        span._place = _here.place  # noqa: SLF001 - one room
-    except AttributeError:
-        span._place = _arrive()  # noqa: SLF001 - one room
-    span.start_ns = monotonic_ns()
-    return span
 
 
 def _decorated(function: Call, name: str, ref: Ref, begin: Callable[[str, Ref], Span]) -> Call:
@@ -194,40 +142,33 @@ def no_span(name: str, ref: Ref = None) -> _NoSpan:  # noqa: ARG001 - as `Marked
 # ---- On a sampler -----------------------------------------------------------------------------------------------------
 
 
-class Marked:
+class Marked(_span.Marker):
     """What a sampler knows of the work that the service marks."""
 
     _spans: SpanLog
-    _note: Callable[[Span], None]
     _finder: Finder | None
     _finding: Any
     _disabled: bool
 
     def _mark(self, *, disabled: bool) -> None:
         self._spans = SpanLog()
-        self._note = self._spans.note
+        _span.Marker.__init__(self, Span, _in_loop, self._spans.note)
         self._finder, self._finding = None, native_lock()
         if disabled:
             self.span = no_span  # type: ignore[method-assign,assignment]
         _all[id(self)] = self
 
-    def span(self, name: str, ref: Ref = None) -> Span:
-        """Mark a stretch of work: `with sampler.span("checkout", ref=trace_id):`, or `@sampler.span("checkout")`.
+    if TYPE_CHECKING:  # it is in csrc/span.c
 
-        Args:
-            name: What kind of work it is, of at most 1,024 kinds.
-            ref: The caller's own reference of this very piece, such as a trace's id.
+        def span(self, name: str, ref: Ref = None) -> Span:
+            """Mark a stretch of work: `with sampler.span("checkout", ref=trace_id):`, or `@sampler.span("checkout")`.
 
-        Costs half a microsecond; nothing where the sampler is disabled. Thread-safe, without a lock.
-        """
-        span = Span()
-        span.name, span.ref, span._note = name, ref, self._note  # noqa: SLF001 - one room
-        try:
-            span._place = _here.place  # noqa: SLF001 - one room
-        except AttributeError:
-            span._place = _arrive()  # noqa: SLF001 - one room
-        span.start_ns = monotonic_ns()
-        return span
+            Args:
+                name: What kind of work it is, of at most 1,024 kinds.
+                ref: The caller's own reference of this very piece, such as a trace's id.
+
+            Costs less than half a microsecond; nothing where the sampler is disabled. Thread-safe, without a lock.
+            """
 
     def add_span(
         self,
@@ -261,11 +202,10 @@ class Marked:
         span = self.span(name, ref)
         if attribution not in _ATTRIBUTIONS:
             raise ValueError(f"attribution={attribution!r}: expected one of {', '.join(_ATTRIBUTIONS)}")
-        tid = span._place.tid if tid is None else tid  # noqa: SLF001 - one room
-        until = NONE if ran_end_ns is None else ran_end_ns
-        span._place = _Place(tid, _ATTRIBUTIONS[attribution], ran_start_ns or 0, until)  # noqa: SLF001 - one room
+        span.ran_on(span._tid if tid is None else tid, ran_start_ns, ran_end_ns)  # noqa: SLF001 - one room
+        span._attribution = _ATTRIBUTIONS[attribution]  # noqa: SLF001 - one room
         span.start_ns, span.end_ns = start_ns, end_ns
-        self._note(span)
+        self._spans.note(span)
 
     def hits(self, *, min_ns: int = 0) -> Hits:
         """The spans that fell together with reclaim, of those that are remembered: the last 16,384 and those of 60 s.
@@ -299,8 +239,7 @@ _all: weakref.WeakValueDictionary[int, Marked] = weakref.WeakValueDictionary()
 
 
 def _after_fork_in_child() -> None:
-    global _here  # noqa: PLW0603 - its thread is another one now
-    _here = _own_storage()
+    _span.forget_thread()
     for marked in list(_all.values()):
         marked._spans.forget()  # noqa: SLF001 - one room
         marked._finder, marked._finding = None, native_lock()  # noqa: SLF001 - one room
