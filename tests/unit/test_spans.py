@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from pymemcg import Sampler, _attribution, _spanlog, schema
+from pymemcg import Sampler, _attribution, _span, _spanlog, schema
 from pymemcg._hit import Hits, SpanSummary, Summary, duration
 from pymemcg._spanlog import SpanChannel, Texts
 from pymemcg.spans import Span
@@ -20,6 +20,7 @@ from pymemcg.spans import Span
 
 @pytest.fixture
 def sampler():
+    _span.forget_thread()  # what other tests did in this one
     return Sampler()
 
 
