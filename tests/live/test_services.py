@@ -143,7 +143,9 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
             causes.append(hit["cause"])
             assert hit["evidence"][0] == "trace"  # and where the psi of its time shows more than tracepoints, that too
             assert one.sent_ns <= hit["start_ns"] <= one.answer["start_ns"] <= one.answer["end_ns"] <= hit["end_ns"]
-            assert MS <= hit["lost_ns"] <= hit["own_ns"]  # the thread also waited for a CPU
+            assert hit["lost_ns"] >= MS
+            if len(hit["evidence"]) == 1:  # else PSI adds waits for pages that were dropped while in use
+                assert hit["lost_ns"] <= hit["own_ns"]  # the thread also waited for a CPU
             assert hit["line"].startswith(f"{name} trace={one.ref} ")
             assert re.search(r" ms in reclaim \((limit, )?trace(\+psi [\d.]+–[\d.]+ ms)?\)$", hit["line"]), hit["line"]
             # Two that trace see a begin at a different time where the thread is preempted in between.
