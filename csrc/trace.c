@@ -9,10 +9,7 @@
  * waits for the next drain, so that all older ones are there by then. */
 static const uint64_t MARGIN_NS = 200000;
 static const uint64_t KNOWN_NS = 1000000000; /* a thread may be moved to another group, and its number given to another */
-static const uint64_t LONG_NS = 10000000000;
-/* A run_delay that was read so long before an interval tells of that interval: it is some ticks at the full rate. */
-static const uint64_t RECENT_NS = 5000000;
-static const uint64_t LITTLE = 10; /* 1/10 of an interval is as good as nothing */
+static const uint64_t LONG_NS = 10000000000; /* what it was then says little of now */
 static const char *const COLUMNS[MEMCG_TRACE_COLUMNS] = {"start_ns", "end_ns",          "pid",        "tid",
                                                          "kind",     "reclaimed_pages", "cpu_wait_ns"};
 
@@ -78,15 +75,6 @@ static void leave_interval(struct memcg_trace *trace, struct memcg_traced *threa
     thread->kind = 0;
 }
 
-static void drop_delay(struct memcg_trace *trace, struct memcg_traced *thread)
-{
-    if (thread->schedstat <= 0)
-        return;
-    close(thread->schedstat);
-    thread->schedstat = 0;
-    trace->delays--;
-}
-
 /* How much would be lost with an entry. */
 static int worth(const struct memcg_traced *thread)
 {
@@ -107,13 +95,13 @@ static struct memcg_traced *meet(struct memcg_trace *trace, const struct memcg_p
             trace->unattributed += thread->member != MEMCG_MEMBER_NO;
             leave_interval(trace, thread);
         }
-        drop_delay(trace, thread);
+        memcg_delay_drop(trace, thread);
         *thread = (struct memcg_traced){.tid = event->tid, .pid = event->pid};
     }
     if (thread->pid != event->pid) { /* its number is another's by now; a thread group keeps its leader's */
         thread->pid = event->pid;
         thread->member = thread->before = MEMCG_MEMBER_UNKNOWN;
-        drop_delay(trace, thread);
+        memcg_delay_drop(trace, thread);
     }
     thread->seen_ns = event->t_ns;
     if (trace->cgroup_id && event->cgroup_id == trace->cgroup_id) {
@@ -141,16 +129,6 @@ static void ask(struct memcg_trace *trace, struct memcg_traced *thread, bool sch
 static bool wants_delay(const struct memcg_trace *trace, const struct memcg_traced *thread)
 {
     return thread->schedstat == 0 && trace->delays < MEMCG_TRACE_DELAYS;
-}
-
-/* Where all descriptors are given away: takes one back from a thread that has long been silent, or has ended. */
-static void spare_delay(struct memcg_trace *trace)
-{
-    if (trace->delays < MEMCG_TRACE_DELAYS)
-        return;
-    struct memcg_traced *thread = &trace->thread[trace->drains % (sizeof trace->thread / sizeof trace->thread[0])];
-    if (thread->kind == 0 && trace->now_ns > thread->seen_ns + LONG_NS)
-        drop_delay(trace, thread);
 }
 
 static void take_answers(struct memcg_trace *trace)
@@ -184,70 +162,6 @@ static void take_answers(struct memcg_trace *trace)
             close(letter.schedstat);
         }
     }
-}
-
-/* ---- How long it was ready to run and did not ---- */
-
-static const char *parse_number(const char *at, const char *end, uint64_t *ret_number)
-{
-    for (*ret_number = 0; at < end && *at >= '0' && *at <= '9'; at++)
-        *ret_number = *ret_number * 10 + (uint64_t)(*at - '0');
-    return at < end ? at + 1 : at;
-}
-
-/* "416301838 25313 118\n": time on a CPU, run_delay, both in ns, and how often it was given a CPU. */
-static bool read_delay(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t *ret_delay_ns, uint64_t *ret_slices)
-{
-    char text[96];
-    uint64_t ran;
-    ssize_t n = pread(thread->schedstat, text, sizeof text, 0);
-    if (n <= 0) {
-        drop_delay(trace, thread); /* it has ended */
-        return false;
-    }
-    const char *at = parse_number(text, text + n, &ran);
-    at = parse_number(at, text + n, ret_delay_ns);
-    (void)parse_number(at, text + n, ret_slices);
-    return true;
-}
-
-/* Once a drain; what it has grown by since the last time (at first: since the thread began) is there to be accounted for. */
-static bool refresh_delay(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t since_ns)
-{
-    uint64_t delay, slices;
-    if (thread->read_at == trace->drains)
-        return true;
-    if (!read_delay(trace, thread, &delay, &slices))
-        return false;
-    thread->recent = thread->read_at != 0 && since_ns < thread->delay_t_ns + RECENT_NS;
-    thread->slack_ns = delay > thread->delay_ns ? delay - thread->delay_ns : 0;
-    thread->gained = slices - thread->slices;
-    thread->delay_ns = delay;
-    thread->slices = slices;
-    thread->delay_t_ns = trace->now_ns;
-    thread->read_at = trace->drains;
-    return true;
-}
-
-/* What of an interval that has just ended the thread waited for a CPU, by what its run_delay has grown by since about the interval's
- * beginning. A wait is inside of an interval or outside, never half, for both its ends were noted by the thread itself: so an
- * interval that is shorter than the usual one of those waits is taken to hold none. MEMCG_NONE where nobody knows what the
- * run_delay was then, and it has grown by enough since to matter. */
-static int64_t cpu_wait(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t end_ns)
-{
-    if (thread->schedstat <= 0 || !refresh_delay(trace, thread, thread->start_ns))
-        return MEMCG_NONE;
-    uint64_t took = end_ns - thread->start_ns, slack = thread->slack_ns, waits = thread->gained ? thread->gained : 1;
-    bool sure = thread->recent || slack <= took / LITTLE || (waits == 1 && slack > took);
-    if (!sure)
-        return MEMCG_NONE;
-    uint64_t usual = slack / waits;
-    if (took < usual || usual == 0)
-        return 0;
-    uint64_t wait = took < slack ? took : slack, used = wait / usual;
-    thread->slack_ns -= wait;
-    thread->gained = used < waits ? waits - used : 0;
-    return (int64_t)wait;
 }
 
 /* ---- Intervals ---- */
@@ -284,7 +198,7 @@ static void end_interval(struct memcg_trace *trace, struct memcg_traced *thread,
     }
     struct memcg_interval interval = {thread->start_ns, event->t_ns, thread->pid, thread->tid, kind, event->value, MEMCG_NONE};
     if (thread->member != MEMCG_MEMBER_NO)
-        interval.cpu_wait_ns = cpu_wait(trace, thread, event->t_ns);
+        interval.cpu_wait_ns = memcg_delay_wait(trace, thread, event->t_ns);
     leave_interval(trace, thread);
     put_interval(trace, &interval, thread->member);
 }
@@ -358,7 +272,7 @@ static void watch_open(struct memcg_trace *trace)
         if (thread->member != MEMCG_MEMBER_YES)
             continue;
         if (thread->schedstat > 0 && thread->delay_t_ns < thread->start_ns)
-            (void)refresh_delay(trace, thread, thread->start_ns);
+            (void)memcg_delay_refresh(trace, thread, thread->start_ns);
         else if (wants_delay(trace, thread))
             ask(trace, thread, true);
     }
@@ -401,7 +315,7 @@ static void drain(struct memcg_trace *trace, uint64_t now_ns, uint64_t until_ns)
     trace->drains++;
     trace->now_ns = now_ns;
     take_answers(trace);
-    spare_delay(trace);
+    memcg_delay_spare(trace);
     if (trace->perf) {
         memcg_perf_begin(trace->perf);
         while (memcg_perf_next(trace->perf, until_ns, &event))

@@ -124,6 +124,15 @@ void memcg_trace_finish(struct memcg_trace *trace, const struct memcg_config *co
                         struct memcg_state *state);
 void memcg_trace_close(struct memcg_trace *trace);
 
+/* Closes a thread's schedstat. */
+void memcg_delay_drop(struct memcg_trace *trace, struct memcg_traced *thread);
+/* Where all descriptors are given away: takes one back from a thread that has long been silent, or has ended. */
+void memcg_delay_spare(struct memcg_trace *trace);
+/* Once a drain; what it has grown by since the last time (at first: since the thread began) is there to be accounted for. */
+bool memcg_delay_refresh(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t since_ns);
+/* What of an interval that has just ended the thread waited for a CPU; MEMCG_NONE = nobody knows. */
+int64_t memcg_delay_wait(struct memcg_trace *trace, struct memcg_traced *thread, uint64_t end_ns);
+
 /* The keeper's: answers what the tick has asked. */
 void memcg_trace_answer(struct memcg_trace *trace, const struct memcg_config *config);
 /* … and looks for threads asleep at memory.high in a group, a descriptor of its directory, and below. */
