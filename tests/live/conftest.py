@@ -23,6 +23,14 @@ def _may_make_groups() -> str | None:
 
 
 @pytest.fixture
+def importable_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lets workers import `bench` of this checkout, but not its `pymemcg`, which has no extension beside it."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "bench").symlink_to(Path(__file__).resolve().parents[2] / "bench")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+
+
+@pytest.fixture
 def make_group(_may_make_groups: str | None) -> Iterator[Callable[..., ChildGroup]]:
     """Makes groups: `make_group("name", limit_bytes=…)`."""
     if _may_make_groups:

@@ -21,7 +21,7 @@ from pymemcg.bench.tracefs import TRACEFS
 from pymemcg.child import ChildGroup
 from pymemcg.errors import MemcgError, NotSupported
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("importable_bench")]
 
 
 @pytest.fixture(autouse=True)

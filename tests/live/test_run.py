@@ -239,7 +239,7 @@ def test_a_group_that_cannot_be_removed_does_not_change_the_status(make_group):
 import os, pymemcg
 own = pymemcg.resolve().directory
 os.mkdir(own + "/left")
-print(own)
+print(own, flush=True)
 os._exit(6)
 """
     done = run("--memory-max", "64M", "--", sys.executable, "-c", script)

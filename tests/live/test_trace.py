@@ -22,7 +22,7 @@ from pymemcg.bench.swap import ZramSwap
 from pymemcg.child import ChildGroup
 from pymemcg.errors import NotSupported
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("importable_bench")]
 
 
 @pytest.fixture

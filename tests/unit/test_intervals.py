@@ -76,8 +76,9 @@ def test_a_thread_seen_asleep_is_no_interval_and_a_row_without_end_holds_for_nob
 
 
 def test_rows_that_cannot_be():
-    rows = {"start_ns": np.array([0, -5, NONE, 10, 10]), "end_ns": np.array([5, 5, NONE, 9, NONE])}
-    assert usable(rows).tolist() == [False, False, False, False, True]
+    start_ns, end_ns = np.array([0, -5, NONE, 10, 10, 10, 10]), np.array([5, 5, NONE, 9, NONE, 11, 11])
+    rows = {"start_ns": start_ns, "end_ns": end_ns, "tid": np.array([5, 5, 5, 5, 5, 0, 1 << 40])}
+    assert usable(rows).tolist() == [False, False, False, False, True, False, False]
 
 
 def test_a_psi_window_that_no_hit_dates_counts_by_its_share_of_time():
