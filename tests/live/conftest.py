@@ -14,12 +14,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from actor import Actor
 
+from pymemcg.bench.tracefs import Trace
 from pymemcg.child import ChildGroup
+from pymemcg.errors import NotSupported
 
 
 @pytest.fixture(scope="session")
 def _may_make_groups() -> str | None:
     return ChildGroup.possible()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tracefs() -> Iterator[None]:
+    """Mounted while live tests run, where it may be: then samplers have evidence `trace`, as a prepared host's have."""
+    try:
+        trace = Trace(0.1, {}, name="tests")
+    except NotSupported:
+        yield
+        return
+    with trace:
+        yield
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
             apart += not 0.95 * lost[one.ref] <= hit["own_ns"] <= 1.05 * most_reclaim_ns(one, reclaim)
     assert apart <= len(causes) / 20
     assert set(causes) <= {"limit", None}  # None: the hit was told before its stall was
-    assert causes.count("limit") >= 0.5 * len(causes)  # which of the two was first is a matter of when the thread got its turn
+    assert causes.count("limit") >= 0.8 * len(causes)
 
 
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
@@ -163,7 +163,7 @@ def test_the_right_requests_are_named(setup, make_server):
         pytest.skip(f"no evidence tells of single threads here: {why}")
     paths = [path for path, _ in setup.touching] * 2 + [setup.idle[0]]
     with truth(server, 30) as reclaim:
-        asked = server.ask_all(paths * 60)
+        asked = server.ask_all(paths * 120)
     named_right(server, setup, asked, reclaim)
     ends_well(server, setup)
 
