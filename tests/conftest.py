@@ -7,8 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 # pytest's importlib mode puts no folder on the path, so the builders in tests/unit are put there.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "unit"))
+
+pytest.register_assert_rewrite("actor")  # what it asserts of a process says both sides
 
 
 def pytest_configure() -> None:

@@ -12,8 +12,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-pytest.register_assert_rewrite("actor")
-
 from actor import Actor
 
 from pymemcg.bench.tracefs import Trace
