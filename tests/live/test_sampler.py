@@ -232,12 +232,12 @@ class TestLimits:
             until(lambda: last(sampler.limits)["level"] == 0)
             assert last(sampler.limits)["limit_bytes"] == NONE
 
-    def test_hits_are_counted_and_told(self, make_group, make_actor):
+    def test_hits_are_counted_and_told(self, make_group, make_actor, tmp_path):
         group = make_group("test", limit_bytes=24 * MIB)
         actor = make_actor(group)
         with Sampler(group.spec) as sampler:
             level = sampler.target.levels[0]
-            scratch = f"/tmp/pymemcg-test-{os.getpid()}"
+            scratch = str(tmp_path / "data")
             # Page cache over the limit: reclaimed without swap and without an OOM kill.
             actor.do(
                 f"f = open({scratch!r}, 'wb'); [f.write(bytes(1 << 20)) for _ in range(40)]; f.close(); os.unlink({scratch!r})"
@@ -281,12 +281,12 @@ class TestTicks:
             file.write_text(str(1 << 30))
             until(lambda: sampler.stats()["period_ns"] == 10_000_000)
 
-    def test_after_a_hit_the_full_rate_stays_for_a_while(self, make_group, make_actor):
+    def test_after_a_hit_the_full_rate_stays_for_a_while(self, make_group, make_actor, tmp_path):
         group = make_group("hit", limit_bytes=200 * MIB)
         actor = make_actor(group)
         with Sampler(group.spec) as sampler:
             until(lambda: sampler.stats()["period_ns"] == 10_000_000)
-            scratch = f"/tmp/pymemcg-test-{os.getpid()}"
+            scratch = str(tmp_path / "data")
             actor.do(
                 f"f = open({scratch!r}, 'wb'); [f.write(bytes(1 << 20)) for _ in range(220)]; f.close(); os.unlink({scratch!r})"
             )
