@@ -13,6 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from pymemcg._scope import Scope, systemd_manages, systemd_runs
 from pymemcg.cgroup import resolve
 from pymemcg.errors import MemcgError, NotSupported, SourceError
 from pymemcg.mounts import read_text
@@ -34,8 +35,10 @@ class ChildGroup:
     elsewhere before stays there. `close` kills those that were handed over and what these started, by pid, and nobody
     else: whoever was moved in by others is moved to this process's own group.
 
-    Where memory is on cgroup v2, a group may not hold both processes and groups with limits: the new group is then made
-    beside this process's own, below the nearest ancestor that hands the memory controller down.
+    Where memory is on cgroup v2, a group may not hold both processes and groups with limits, so the new one is made elsewhere:
+    below the nearest ancestor that hands the memory controller down and may be written to; or, where that is one of systemd's
+    own or there is none, in a transient scope that systemd is asked for, in the same slice. Limits of this process's own group
+    then do not hold in the new one.
 
     Args:
         name: The last part of its name, `pymemcg-<pid>-<name>`.
@@ -55,19 +58,29 @@ class ChildGroup:
     Not thread-safe.
     """
 
+    _scope: Scope | None = None
+    """The one that was asked for to make this group in, and which is closed with it; nested groups have only a `_way_in`."""
+
     def __init__(self, name: str, *, parent: str | os.PathLike[str] | None = None, limit_bytes: int | None = None) -> None:
         view = View()
-        place = view.group_in(os.fspath(parent)) if parent is not None else _default_parent(view)
+        if parent is not None:
+            place = view.group_in(os.fspath(parent))
+        else:
+            place, self._scope = _default_parent(view, _own_name(name))
         twin = _own_cgroup2(view) if view.version == 1 else None
-        self._make(name, view.version, place.directory, twin, limit_bytes)
+        self._make(name, view.version, (place.directory, twin), limit_bytes, self._scope)
 
-    def _make(self, name: str, version: int, parent: str, twin: str | None, limit_bytes: int | None) -> None:
+    def _make(
+        self, name: str, version: int, parents: tuple[str, str | None], limit_bytes: int | None, way_in: Scope | None
+    ) -> None:
+        parent, twin = parents
         self._version = version
+        self._way_in = way_in
         self._made: list[str] = []
         self._handed: set[int] = set()
         self._nested: list[ChildGroup] = []
         self._enabled: str | None = None
-        own_name = f"{PREFIX}{os.getpid()}-{name}"
+        own_name = _own_name(name)
         try:
             if version == 2:
                 self._hand_down(parent)
@@ -118,7 +131,8 @@ class ChildGroup:
             NotSupported: It cannot be made.
         """
         inner = ChildGroup.__new__(ChildGroup)
-        inner._make(name, self._version, self.directory, self.cgroup2_directory if self._version == 1 else None, limit_bytes)
+        twin = self.cgroup2_directory if self._version == 1 else None
+        inner._make(name, self._version, (self.directory, twin), limit_bytes, self._way_in)
         self._nested.append(inner)
         return inner
 
@@ -133,7 +147,13 @@ class ChildGroup:
         if pid == os.getpid():
             raise ValueError("a process cannot end itself and then remove its group: hand over one that it started")
         for directory in self._made:
-            _write(f"{directory}/cgroup.procs", str(pid))
+            try:
+                _write(f"{directory}/cgroup.procs", str(pid))
+            except NotSupported:
+                if self._way_in is None:
+                    raise
+                self._way_in.admit(pid)
+                _write(f"{directory}/cgroup.procs", str(pid))
         self._handed.add(pid)
 
     def close(self) -> None:
@@ -153,11 +173,13 @@ class ChildGroup:
             else:
                 self._expel()
                 time.sleep(0.01)
-        if self._enabled is not None and not any(
+        if self._scope is not None:
+            self._scope.close()
+        elif self._enabled is not None and not any(
             name.startswith(PREFIX) for name in os.listdir(os.path.dirname(self._enabled))
         ):
             _write(self._enabled, "-memory")
-        self._enabled = None
+        self._scope = self._enabled = None
 
     def _descendants(self) -> Iterator[int]:
         """Who was handed over and is still here (its number may be another's by now), and then what these started."""
@@ -174,7 +196,11 @@ class ChildGroup:
         for directory, home in zip(self._made, homes, strict=False):
             for pid in members(directory) - self._handed:
                 with contextlib.suppress(MemcgError):  # it is exiting
-                    _write(f"{home}/cgroup.procs", str(pid))
+                    try:
+                        _write(f"{home}/cgroup.procs", str(pid))
+                    except NotSupported:  # from a scope there is no way back into a login session
+                        if self._way_in is not None:
+                            _write(f"{self._way_in.directory}/cgroup.procs", str(pid))
 
     def __enter__(self) -> ChildGroup:
         return self
@@ -183,23 +209,52 @@ class ChildGroup:
         self.close()
 
 
-def _default_parent(view: View) -> Place:
+def _own_name(name: str) -> str:
+    return f"{PREFIX}{os.getpid()}-{name}"
+
+
+def _default_parent(view: View, name: str) -> tuple[Place, Scope | None]:
+    """Where a new group is made, and the scope that this is in, if systemd was asked for one."""
     own = view.group_of(view.process)
     if view.version == 1:
-        return own
-    for place in own.upwards():
-        if "memory" in read_text(f"{place.directory}/cgroup.subtree_control").split():
-            # To move a process one must be allowed to write to the nearest group above both its old and its new one.
-            if os.access(f"{place.directory}/cgroup.procs", os.W_OK):
-                return place
-            break
-        if not os.path.exists(f"{place.directory}/cgroup.events") and os.access(place.directory, os.W_OK):
-            return place  # the true root, which may hold both processes and groups with limits
+        return own, None
+    delegated = next((place for place in own.upwards() if _takes_groups(place)), None)
+    refusal = None
+    if delegated is None or systemd_manages(delegated):
+        try:
+            if systemd_runs():
+                scope = Scope(name, view, own)
+                return scope.place, scope
+        except NotSupported as error:
+            refusal = str(error)
+    if delegated is not None:
+        return delegated, None
     raise NotSupported(
-        "no group can be made here: on cgroup v2 a group with processes may have none with limits below it, and no group above "
-        "hands the memory controller down to us",
+        "no group can be made here: on cgroup v2 a group with processes may have none with limits below it, no group above "
+        f"hands the memory controller down to us, and {refusal or 'there is no systemd to ask for one'}",
         path=own.directory,
-        hint="name a directory that is delegated to this user, as by `systemd-run --user -p Delegate=yes`",
+        hint=_what_helps(own),
+    )
+
+
+def _takes_groups(place: Place) -> bool:
+    """Whether groups with limits can be made below it, and processes of our own group moved there."""
+    # For that one must be allowed to write to the nearest group above both the old and the new one.
+    if "memory" in read_text(f"{place.directory}/cgroup.subtree_control").split():
+        return os.access(place.directory, os.W_OK) and os.access(f"{place.directory}/cgroup.procs", os.W_OK)
+    # The true root may hold both processes and groups with limits.
+    return not os.path.exists(f"{place.directory}/cgroup.events") and os.access(place.directory, os.W_OK)
+
+
+def _what_helps(own: Place) -> str:
+    outside = "set a limit from outside, as with `docker run --memory`"
+    if os.statvfs(own.directory).f_flag & os.ST_RDONLY:
+        return f"the hierarchy is mounted read-only, as in most containers: {outside}"
+    if os.geteuid() == 0:
+        return f"move this process into a group below the present one first, or {outside}"
+    return (
+        "run as root, or have systemd run a manager for this user, as by `loginctl enable-linger`, or start this in a group "
+        "below one that is delegated to this user"
     )
 
 
