@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const uint64_t TAKEOVER_NS = 500000000; /* a dead sampler is replaced within a second, with room to spare */
 
@@ -40,6 +42,14 @@ static void close_channels(const struct memcg_writer *writer, int error)
         if (memcg_channel_is_open(&channel))
             memcg_channel_close(&channel, error, now_ns());
     }
+}
+
+/* Whether the group that the lock is on was removed. What was opened by its name may then be of another one, made since. */
+static bool group_is_gone(const struct memcg_config *config)
+{
+    struct stat status;
+    return config->lock_fd >= 0 && fstat(config->lock_fd, &status) == 0 && S_ISDIR(status.st_mode) &&
+           faccessat(config->lock_fd, "cgroup.procs", F_OK, 0) != 0;
 }
 
 /* The time of the newest row, before we write one. */
@@ -79,6 +89,10 @@ int memcg_sampler_begin(struct memcg_sampler *sampler, uint64_t *ret_last_ns)
     rc = memcg_keeper_open(sampler);
     if (rc == 0)
         rc = memcg_tick_open(sampler);
+    if (rc == 0 && group_is_gone(&sampler->config)) {
+        sampler->failed = "the group";
+        rc = -ENODEV;
+    }
     if (rc == 0) {
         reopen_channels(&sampler->writer);
         memcg_keeper_round(sampler); /* first: it tells the tick the limits */
