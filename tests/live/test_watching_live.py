@@ -14,19 +14,23 @@ from pymemcg.errors import NotSupported
 
 pytestmark = pytest.mark.live
 
-# told: what callbacks heard. burst(): some 50 ms of reclaim that stalls, since what is touched has to be swapped out.
+# told: what callbacks heard. burst(): some 50 ms of reclaim that stalls, since what is touched has to be swapped out; more on
+# a slow machine, which must have come to the limit by then. What is imported there would be swapped out, too.
 SERVICE = """
 import asyncio, gc, threading
-from pymemcg import Sampler
+import numpy, pymemcg._detect
+from pymemcg import Sampler, resolve
 from pymemcg.bench.loads import CHUNK_BYTES, anon_toucher
-told, kills = [], []
+from pymemcg.once import read_once
+told, kills, group = [], [], resolve()
 touch = anon_toucher(96 << 20)
 for _ in range((96 << 20) // CHUNK_BYTES): touch()
+def hits(): return read_once(group)["limit_hits"]
 def burst(seconds=0.05):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until: touch()
+    until, least = time.monotonic() + seconds, hits() + 4
+    while time.monotonic() < until or hits() < least: touch()
     return time.monotonic_ns()
-def wait(true, seconds=20):
+def wait(true, seconds=60):
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not come"
@@ -126,31 +130,31 @@ class TestCallback:
 
 class TestHits:
     def test_each_once_when_it_is_final(self, service):
-        service.do("hits = []; s = Sampler(on_hit=hits.append).start(); n = iter(range(10**6))")
+        service.do("heard = []; s = Sampler(on_hit=heard.append).start(); n = iter(range(10**6))")
         service.do(
             "def work():\n"
             "    with s.span('work', ref=next(n)): burst(0.03)\n"
             "    with s.span('rest', ref=next(n)): time.sleep(0.02)\n"
             "    return True\n"
-            "wait(lambda: work() and len(hits) > 5)"
+            "wait(lambda: work() and len(heard) > 5)"
         )
-        service.do("s.stop(); told = [hit.ref for hit in hits]; known = [hit.ref for hit in s.hits(min_ns=1_000_000)]")
+        service.do("s.stop(); told = [hit.ref for hit in heard]; known = [hit.ref for hit in s.hits(min_ns=1_000_000)]")
         assert service.do("len(told) == len(set(told))")
         assert service.do("set(known) == set(told)"), "those that were told early had nothing to become"
-        assert service.do("sum(hit.name == 'work' for hit in hits)") > 5
+        assert service.do("sum(hit.name == 'work' for hit in heard)") > 5
 
     def test_of_its_own_process_only(self, service, limited, make_actor):
         other = make_actor(limited)
         for actor in (service, other):
-            actor.do("from pymemcg import Sampler; hits = []; s = Sampler(on_hit=hits.append).start()")
+            actor.do("from pymemcg import Sampler; heard = []; s = Sampler(on_hit=heard.append).start()")
         assert other.do("s.role") == "attached"
         with_span = "def work(name):\n    with s.span(name): return burst(0.05)"
         service.do(with_span)
         other.do("with s.span('idle'): time.sleep(0.01)")
-        service.do("wait(lambda: work('mine') and len(hits) > 2)")
-        assert service.do("{hit.name for hit in hits} == {'mine'}")
+        service.do("wait(lambda: work('mine') and len(heard) > 2)")
+        assert service.do("{hit.name for hit in heard} == {'mine'}")
         other.do("s.stop()")
-        assert other.do("'mine' not in {hit.name for hit in hits}")
+        assert other.do("'mine' not in {hit.name for hit in heard}")
 
 
 ASYNC = """
@@ -165,10 +169,10 @@ async def main():
         await asyncio.sleep(0)
         since = time.monotonic_ns()
         while not all(closed(since, one) for one in heard):
-            assert time.monotonic_ns() < since + 20_000_000_000, "it did not come"
+            assert time.monotonic_ns() < since + 60_000_000_000, "it did not come"
             await loop.run_in_executor(None, burst, 0.2)
             await asyncio.sleep(0.2)
-    await asyncio.wait_for(asyncio.gather(*tasks), 20)
+    await asyncio.wait_for(asyncio.gather(*tasks), 60)
     since = max(stream._since_ns for stream in streams)  # one of them may have listened to the end of one before
     first, second = ([stall for stall in one if stall.end_ns is None or stall.end_ns >= since] for one in heard)
     assert first == second
