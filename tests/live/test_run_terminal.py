@@ -27,6 +27,7 @@ class Terminal:
     def __init__(self, command: list[str]):
         self.pid, self.file = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` hands down that it is ignored
             os.environ |= {"TERM": "dumb", "PS1": "$ ", "COLUMNS": "80"}
             os.execvp(command[0], command)
         self.seen = b""
