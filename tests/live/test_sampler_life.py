@@ -250,6 +250,7 @@ class TestEnd:
         assert lock_is_free(group.directory)
 
     def test_by_ctrl_c(self, running, group):
+        running.do("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")  # a shell background ignores it
         running.send("with s: time.sleep(60)")
         time.sleep(0.2)
         running.process.send_signal(signal.SIGINT)
