@@ -88,7 +88,8 @@ def run(kernel: Kernel, job: Job) -> int:
             job.out.mkdir(parents=True, exist_ok=True)
             options += stack.enter_context(_share(base, "out", job.out.resolve(), read_only=False))
         if job.disk:
-            options += _disk(base / "disk", job.disk)
+            make_disk(base / "disk", job.disk)
+            options += _drive(base / "disk")
         source, sink = os.pipe()
         options += [*_port("output", f"/proc/self/fd/{sink}"), *_port("status", str(status))]
         qemu = stack.enter_context(running("qemu-system-x86_64", *options, pass_fds=[sink]))
@@ -117,9 +118,13 @@ def _port(name: str, path: str) -> list[str]:
     return ["-chardev", f"file,id={name},path={path}", "-device", f"virtserialport,chardev={name},name={name}"]
 
 
-def _disk(path: Path, size: int) -> list[str]:
+def make_disk(path: Path, size: int) -> None:
+    """An ext4 file system of so many MiB in a file."""
     os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), size << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", "-O", "^has_journal", path], check=True)
+
+
+def _drive(path: Path) -> list[str]:
     drive = f"file={path},if=none,id=disk,format=raw,cache=unsafe"
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=disk,disable-legacy=on"]
 
