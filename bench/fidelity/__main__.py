@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score the detector of stalls on this machine, as root: `python -m bench.fidelity --write docs/fidelity.md`."""
+"""Score the detector of stalls, as root: `python -m bench.fidelity --kernels here 6.1 6.12 --write docs/fidelity.md`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from bench.fidelity import costs, requests, running
+from bench.fidelity import costs, guests, requests, running
 from bench.fidelity.judging import judge
 from bench.fidelity.keeping import keep, keep_others, kept, kept_others
 from bench.fidelity.running import Environment
@@ -24,10 +24,8 @@ from pymemcg.errors import MemcgError
 SECONDS, LONG_SECONDS = 9.0, 20.0
 SWAP_BYTES = 2 << 30
 PAIRS = 20
-NOT_HERE = (
-    ("memory.high", "the truth would be the load's own log; needs memory on cgroup v2"),
-    ("background reclaim", "kswapd works when the whole machine runs out; that is nothing to do on a machine that others use"),
-)
+HERE = "here"
+NOT_HERE = (("background reclaim", "kswapd works when the whole machine runs out: tests/live/test_pressure.py lets a guest"),)
 
 
 def main() -> int:
@@ -36,39 +34,59 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and what was made is removed, as after Ctrl-C
     steal = machine.Steal()
     seconds = args.seconds or (LONG_SECONDS if args.long else SECONDS)
-    command = (
-        "python -m bench.fidelity" + (" --long" if args.long else "") + (f" --seconds {seconds:g}" if args.seconds else "")
-    )
-    report = Report(command, machine.describe(), seconds, failed=list(NOT_HERE))
+    command = "python -m bench.fidelity" + _kernels_option(args) + (" --long" if args.long else "")
+    command += f" --seconds {seconds:g}" if args.seconds else ""
+    about = machine.describe() | {"guest": os.environ.get("PYMEMCG_VM")}
+    report = Report(command, about, seconds, failed=[] if about["guest"] else list(NOT_HERE))
     raw: dict[str, object] = {"about": report.about, "seconds": seconds, "runs": []}
     if args.again:
         kept_others(args.again, report)
         for workload, environment, run in kept(args.again):
             if not args.only or workload.name in args.only:
                 report.judged.append(judge(workload, environment, run))
+        report.guests = guests.kept_reports(args.again, args.only)
+        report.command = "python -m bench.fidelity" + (f" --kernels {HERE} " if report.guests else "")
+        report.command += " ".join(each.kernel_version for each in report.guests)
     else:
-        _measure(report, raw, args, seconds)
+        with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder:
+            _measure_all(report, raw, args, seconds, args.keep or folder)
         report.steal = steal.ratio()
         if args.keep:
             keep_others(args.keep, report)
     raw["runs"] = [each.describe() for each in report.judged]
+    raw["guests"] = [{"about": each.about, "runs": [run.describe() for run in each.judged]} for each in report.guests]
     raw["failed"], raw["steal"] = report.failed, report.steal
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(raw, file)
     if args.write:
         report.write(args.write)
-    print(report.to_markdown())
+    if not args.brief:
+        print(report.to_markdown())
     return 0
 
 
-def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder, ZramSwap(SWAP_BYTES):
+def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
+    """Here first, and then in guests: not at the same time, or each would disturb the other."""
+    if HERE in args.kernels:
+        _measure(report, raw, args, seconds, folder)
+    if kernels := [each for each in args.kernels if each != HERE]:
+        options = [
+            "--brief",
+            "--seconds",
+            f"{args.seconds or guests.SECONDS:g}",
+            *(["--only", *args.only] if args.only else []),
+        ]
+        report.guests = guests.measure(kernels, folder, options, _tell)
+
+
+def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
+    with ZramSwap(SWAP_BYTES):
         for workload in WORKLOADS:
             for environment in _environments(workload, long=args.long):
                 if not args.only or workload.name in args.only:
-                    _one(report, workload, environment, seconds, args.keep or folder)
-        if not args.only:
+                    _one(report, workload, environment, seconds, folder, score=not args.brief)
+        if not args.only and not args.brief:
             report.requests, raw["requests"] = requests.measure(seconds, _tell)
             try:
                 report.costs, raw["costs"] = costs.measure(PAIRS, _tell)
@@ -76,7 +94,7 @@ def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, s
                 report.failed.append(("costs", str(error)))
 
 
-def _one(report: Report, workload: Workload, environment: Environment, seconds: float, folder: str) -> None:
+def _one(report: Report, workload: Workload, environment: Environment, seconds: float, folder: str, *, score: bool) -> None:
     where = f"{workload.name} ({environment.title})"
     _tell(where)
     name = f"{workload.name}-{environment.processes}-{'in' if environment.inside else 'out'}.memcg".replace(" ", "-")
@@ -84,11 +102,16 @@ def _one(report: Report, workload: Workload, environment: Environment, seconds: 
     try:
         run = running.run(workload, environment, seconds, os.path.join(folder, name))
         keep(workload, environment, run)
-        report.judged.append(judge(workload, environment, run))
-        report.judged[-1].steal = steal.ratio()
+        if score:
+            report.judged.append(judge(workload, environment, run))
+            report.judged[-1].steal = steal.ratio()
     except MemcgError as error:
         report.failed.append((where, str(error)))
         print(f"  failed: {error}", file=sys.stderr, flush=True)
+
+
+def _kernels_option(args: argparse.Namespace) -> str:
+    return "" if args.kernels == [HERE] else f" --kernels {' '.join(args.kernels)}"
 
 
 def _tell(text: str) -> None:
@@ -111,6 +134,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="longer runs, in twice as many environments")
     parser.add_argument("--seconds", type=float, help="of each run")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[each.name for each in WORKLOADS], help="workloads")
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        default=[HERE],
+        metavar="KERNEL",
+        help="where: here (%(default)s), or a kernel that tests/vm/run can boot, such as 6.12",
+    )
+    parser.add_argument("--brief", action="store_true", help="run the workloads and keep them, and neither score nor do more")
     parser.add_argument("--json", metavar="FILE", help="write all scores, with what they are made of")
     parser.add_argument("--write", metavar="PAGE", help="put the tables between the markers of a page")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings there, with the truth")

@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fidelity import truth
+from bench.fidelity import truth, work
 from bench.fidelity.truth import Episode
 from bench.fidelity.workloads import FAR_BYTES, PROCESS_BYTES, Workload
 from pymemcg.bench.loads import MIB, make_file
 from pymemcg.bench.worker import Worker
 from pymemcg.child import ChildGroup
-from pymemcg.errors import MemcgError
+from pymemcg.errors import MemcgError, NotSupported
 from pymemcg.recording import Recorder, Recording
 from pymemcg.sampler import Sampler
 
@@ -92,6 +92,7 @@ def run(workload: Workload, environment: Environment, seconds: float, path: str)
         NotSupported: It cannot be run here.
         MemcgError: The truth is not whole, or the load failed.
     """
+    slowness = work.slowness() if workload.touch_ns else 1.0
     with ExitStack() as stack:
         trace = stack.enter_context(truth.tracing(seconds + 2 * _QUIET_S + _MARGIN_S))
         group, beside = _groups(workload, environment, stack)
@@ -102,13 +103,15 @@ def run(workload: Workload, environment: Environment, seconds: float, path: str)
             company.call("bench.fidelity.work.prepare", kind=workload.beside.kind, size=2 * workload.beside.limit_bytes)
         sampler = _start_sampling(group, workers, environment, stack)
         time.sleep(_SETTLE_S)
+        if workload.high:
+            _write(f"{group.directory}/memory.high", _read(f"{group.directory}/memory.current"))
         touches: list[tuple[int, int, int]] = []
         with Recorder(sampler, path, seconds + _MARGIN_S) as recorder:
             since_ns = time.monotonic_ns()
             trace.start(worker.pid for worker in workers)
             begin_ns = time.monotonic_ns() + round(_QUIET_S * 1e9)
             end_ns = begin_ns + round(seconds * 1e9)
-            _begin(workload, workers, begin_ns, end_ns)
+            _begin(workload, workers, begin_ns, end_ns, slowness)
             if company:
                 company.begin("bench.fidelity.work.run", begin_ns=begin_ns, end_ns=end_ns, turns=[[[0, seconds * 1000]]], cpu=1)
             with _administrator(workload, group, begin_ns, end_ns):
@@ -133,8 +136,11 @@ def run(workload: Workload, environment: Environment, seconds: float, path: str)
 
 def _groups(workload: Workload, environment: Environment, stack: ExitStack) -> tuple[ChildGroup, ChildGroup | None]:
     limit_bytes = workload.limit_bytes + environment.processes * PROCESS_BYTES
+    far = workload.above or workload.high
     outer = stack.enter_context(ChildGroup("truth", limit_bytes=limit_bytes if workload.above else None))
-    group = outer.child("load", limit_bytes=FAR_BYTES if workload.above else limit_bytes)
+    group = outer.child("load", limit_bytes=FAR_BYTES if far else limit_bytes)
+    if workload.high and not os.path.exists(f"{group.directory}/memory.high"):
+        raise NotSupported("no group has one", path=f"{group.directory}/memory.high", hint="cgroup v2")
     beside = outer.child("beside", limit_bytes=workload.beside.limit_bytes + PROCESS_BYTES) if workload.beside else None
     if not workload.swap:
         v1 = f"{group.directory}/memory.swappiness"
@@ -159,6 +165,8 @@ def _prepare(workload: Workload, group: ChildGroup, workers: list[Worker], stack
     for number, worker in enumerate(workers):
         if workload.kind == "none":
             worker.call("bench.fidelity.work.hold", size=share if workload.limit_bytes < FAR_BYTES else MIB)
+        if workload.high:
+            worker.call("bench.fidelity.work.hold", size=workload.limit_bytes // len(workers))
         first = number * share if workload.kind == "cache" else 0
         size = total if workload.file else share
         worker.call(
@@ -178,7 +186,7 @@ def _start_sampling(group: ChildGroup, workers: list[Worker], environment: Envir
     return sampler
 
 
-def _begin(workload: Workload, workers: list[Worker], begin_ns: int, end_ns: int) -> None:
+def _begin(workload: Workload, workers: list[Worker], begin_ns: int, end_ns: int, slowness: float) -> None:
     for number, worker in enumerate(workers):
         if workload.storm is not None:
             worker.begin("bench.fidelity.work.fork_storm", begin_ns=begin_ns, end_ns=end_ns, pause_ms=workload.storm)
@@ -191,7 +199,7 @@ def _begin(workload: Workload, workers: list[Worker], begin_ns: int, end_ns: int
             begin_ns=begin_ns,
             end_ns=end_ns,
             turns=turns,
-            long_ns=workload.touch_ns,
+            long_ns=workload.touch_ns and round(workload.touch_ns * slowness),
             spinners=workload.spinners,
             wander=workload.wander,
             cpu=number * workload.threads,
@@ -253,8 +261,7 @@ def _administrator(workload: Workload, group: ChildGroup, begin_ns: int, end_ns:
 def _lower(group: ChildGroup, workload: Workload) -> None:
     """To half, and back again at once."""
     path = _file(group, "memory.limit_in_bytes", "memory.max")
-    with open(path, encoding="ascii") as file:
-        before = file.read().strip()
+    before = _read(path)
     try:
         _write(path, str(workload.limit_bytes // 2))
     except OSError as error:
@@ -267,6 +274,11 @@ def _lower(group: ChildGroup, workload: Workload) -> None:
 def _file(group: ChildGroup, *names: str) -> str:
     """The one of these that there is."""
     return next((path for path in (f"{group.directory}/{name}" for name in names) if os.path.exists(path)), "")
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _write(path: str, text: str) -> None:

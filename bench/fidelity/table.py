@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bench.fidelity.judging import EVIDENCE, Judged
-from bench.fidelity.scores import IntervalScore, Score, near
+from bench.fidelity.scores import Score, near
+from bench.fidelity.workloads import WORKLOADS
 
 RECALL = PRECISION = 0.98
 COVERED, WIDTH = 0.95, 2.0
@@ -36,6 +37,7 @@ class Report:
         costs: Lines about what evidence `trace` costs.
         steal: Share of CPU time that the hypervisor took.
         seconds: Of each run.
+        guests: What was measured on other kernels.
     """
 
     command: str
@@ -46,34 +48,42 @@ class Report:
     requests: list[list[str]] = field(default_factory=list)
     costs: list[list[str]] = field(default_factory=list)
     steal: float = 0.0
+    guests: list[Report] = field(default_factory=list)
+
+    @property
+    def kernel_version(self) -> str:
+        """As people call it: 6.12."""
+        return ".".join(str(self.about["kernel"]).split(".")[:2])
 
     def to_markdown(self) -> str:
         """The page's part between its markers."""
-        about = self.about
-        made = (
-            f"Remade by `{self.command}` on Linux {about['kernel']}, HZ={about['hz']}, {about['cpus']} CPUs "
-            f"({about['processor']}), runs of {self.seconds:g} s; steal {self.steal:.1%}. Broken promises are **bold**."
-        )
+        reports = [each for each in (self, *self.guests) if each.judged]
+        ran = {each.workload.name for report in reports for each in report.judged}
+        workloads = [each for each in WORKLOADS if each.name in ran]
         parts = [
-            made,
+            f"Remade by `{self.command}`. Broken promises are **bold**.",
+            "\n".join(f"- **{_name(each)}**: {_about(each)}" for each in reports),
             "### All workloads together",
-            _table(_TOTALS, [_total(self.judged, name) for name in EVIDENCE]),
+            _table(("kernel", *_TOTALS), [[_name(each), *_total(each.judged, name)] for name in EVIDENCE for each in reports]),
             "### The workloads",
-            "\n".join(f"- **{each.name}**: {each.title}" for each in dict.fromkeys(each.workload for each in self.judged)),
+            "\n".join(f"- **{each.name}**: {each.title}" for each in workloads),
             "### Stalls, workload by workload",
             "In brackets: how many processes, and where the sampler is.",
-            _table(_STALLS, [row for each in self.judged for row in _stall_rows(each)]),
+            _side_by_side(("evidence",), _STALLS_SHORT, reports, _short_rows),
             "### Reclaim intervals with evidence `trace`",
-            _table(_INTERVALS, [_interval_row(_where(each), each.intervals) for each in self.judged if each.intervals]),
+            _side_by_side((), _INTERVALS, reports, _interval_rows),
         ]
-        if quiet := [_quiet_row(each) for each in self.judged if not each.workload.true_stalls]:
-            parts += ["### Where nothing should be told", _table(_QUIET, quiet)]
+        if any(not each.true_stalls for each in workloads):
+            parts += ["### Where nothing should be told", _side_by_side((), _QUIET, reports, _quiet_rows)]
+        for report in reports:
+            table = _table(_STALLS, [row for each in report.judged for row in _stall_rows(each)])
+            parts += [f"### All figures of {_name(report)}", table]
         if self.requests:
             parts += ["### Requests", _table(_REQUESTS, self.requests)]
         if self.costs:
             parts += ["### What `trace` costs", _table(_COSTS, self.costs)]
-        if self.failed:
-            parts += ["### Not to be had here", "\n".join(f"- {name}: {why}" for name, why in self.failed)]
+        if failed := [f"- {_name(report)}, {name}: {why}" for report in (self, *self.guests) for name, why in report.failed]:
+            parts += ["### Not to be had", "\n".join(failed)]
         return "\n\n".join(parts) + "\n"
 
     def write(self, path: str) -> None:
@@ -106,12 +116,10 @@ _TOTALS = (
     "hi ÷ lo",
 )
 _STALLS = ("workload", *(name for name in _TOTALS if "near" not in name))
-_QUIET = (
-    "workload",
-    "stalls ≥ 1 ms that there truly were",
-    *(f"told of by `{name}`, not true" for name in EVIDENCE if name != "counters"),
-)
-_INTERVALS = ("workload", "true", "found", "invented", "begin apart p50 / p99", "end apart p50 / p99")
+_STALLS_SHORT = ("stalls ≥ 1 ms", "recall", "precision", "said ÷ true time")
+_TIMED = [name for name in EVIDENCE if name != "counters"]
+_QUIET = ("stalls ≥ 1 ms that there truly were", f"told of by {' / '.join(f'`{name}`' for name in _TIMED)}, not true")
+_INTERVALS = ("true", "found", "invented", "begin apart p50 / p99", "end apart p50 / p99")
 _REQUESTS = (
     "requests",
     "evidence",
@@ -141,10 +149,52 @@ def _total(judged: Sequence[Judged], name: str) -> list[str]:
     return row
 
 
-def _quiet_row(each: Judged) -> list[str]:
-    wrong = [each.scores.get(name) for name in EVIDENCE if name != "counters"]
+def _name(report: Report) -> str:
+    return report.kernel_version
+
+
+def _about(report: Report) -> str:
+    about = report.about
+    where = f"Linux {about['kernel']}, HZ={about['hz']}, {about['cpus']} CPU{'s' if about['cpus'] > 1 else ''}"
+    if about.get("guest"):
+        return f"{where}, emulated, its clock counting instructions, 1 ns each; runs of {report.seconds:g} s"
+    return f"{where} ({about['processor']}), load {about['load']:.1f}; runs of {report.seconds:g} s, steal {report.steal:.1%}"
+
+
+Rows = Callable[[Judged], dict[tuple[str, ...], list[str]]]
+"""What a run comes to: from the first cells of a row to those of its kernel's columns."""
+
+
+def _side_by_side(first: Sequence[str], columns: Sequence[str], reports: Sequence[Report], rows: Rows) -> str:
+    """A table with the columns of each kernel; what it did not run is left out."""
+    cells: dict[tuple[str, ...], dict[int, list[str]]] = {}
+    for i, report in enumerate(reports):
+        for each in report.judged:
+            for key, row in rows(each).items():
+                cells.setdefault((_where(each), *key), {})[i] = row
+    head = ["workload", *first, *(f"{_name(report)}: {column}" for report in reports for column in columns)]
+    none = [_NONE] * len(columns)
+    names = [workload.name for workload in WORKLOADS]
+    lines = sorted(cells, key=lambda key: names.index(key[0].partition(" (")[0]))
+    return _table(head, [[*key, *(cell for i in range(len(reports)) for cell in cells[key].get(i, none))] for key in lines])
+
+
+def _short_rows(each: Judged) -> dict[tuple[str, ...], list[str]]:
+    found = {}
+    for name, score in each.scores.items():
+        figures = dict(zip(_STALLS[2:], _figures(score, promised=name != "counters"), strict=True))
+        found[(f"`{name}`",)] = [figures[column] for column in _STALLS_SHORT]
+    for name in each.unavailable:
+        found[(f"`{name}`",)] = ["not to be had", *[_NONE] * (len(_STALLS_SHORT) - 1)]
+    return found
+
+
+def _quiet_rows(each: Judged) -> dict[tuple[str, ...], list[str]]:
+    if each.workload.true_stalls:
+        return {}
+    scores = [each.scores.get(name) for name in _TIMED]
     true = max((score.true for score in each.scores.values()), default=0)
-    return [_where(each), str(true), *(_NONE if s is None else _bold(str(s.told - s.right), s.told > s.right) for s in wrong)]
+    return {(): [str(true), " / ".join(_NONE if s is None else _bold(str(s.told - s.right), s.told > s.right) for s in scores)]}
 
 
 def _stall_rows(each: Judged) -> Iterable[list[str]]:
@@ -175,16 +225,14 @@ def _figures(score: Score, *, promised: bool) -> list[str]:
     ]
 
 
-def _interval_row(where: str, found: IntervalScore) -> list[str]:
+def _interval_rows(each: Judged) -> dict[tuple[str, ...], list[str]]:
+    found = each.intervals
+    if found is None:
+        return {}
     share = found.found / found.true if found.true else None
-    return [
-        where,
-        str(found.true),
-        _NONE if share is None else _bold(f"{share:.3%}", share < FOUND),
-        _bold(str(found.invented), found.invented > 0),
-        _apart(found.begin_ns),
-        _apart(found.end_ns),
-    ]
+    shares = _NONE if share is None else _bold(f"{share:.3%}", share < FOUND)
+    apart = [_apart(found.begin_ns), _apart(found.end_ns)]
+    return {(): [str(found.true), shares, _bold(str(found.invented), found.invented > 0), *apart]}
 
 
 def _apart(differences_ns: Sequence[int]) -> str:

@@ -25,6 +25,10 @@ _SPIN_BYTES = 2 << 20
 """Some tenth of a millisecond at a time: threads that pass the GIL on more often fill the trace with their switches."""
 _CHILD_BYTES = 2 << 20
 _MCL_CURRENT = 1
+_BY_PAGE = ("again", "pages", "above")
+"""Kinds whose touch is one of a page, so that its length tells whether it had to wait."""
+_PAGE_NS = 1_000
+"""What a touch of a page that is there takes on the machine that `Workload.touch_ns` is said for."""
 
 Turns = list[list[float]]
 """Begin and length, in ms from when the run begins."""
@@ -39,14 +43,15 @@ def prepare(*, kind: str, size: int, threads: int = 1, path: str | None = None, 
     Args:
         kind: "anon": fresh anonymous pages; "cache": reads `path`, from byte `first`; "write": writes to it; "again": touches
             anonymous pages in no order, whatever has become of them since; "pages": reads pages of `path` in no order;
-            "none": nothing at all.
+            "above": fresh anonymous pages, one at a time, which are all given back when the last one was touched; "none":
+            nothing at all.
         size: Of the memory or the file.
         threads: How many touchers.
         path: A file.
         first: Where a reader begins.
     """
     share = size // threads // CHUNK_BYTES * CHUNK_BYTES
-    if kind in ("again", "pages"):
+    if kind in _BY_PAGE:
         # What is there by now, the interpreter above all, stays: waiting for that would be in nobody's log.
         ctypes.CDLL(None).mlockall(_MCL_CURRENT)
     make: dict[str, Callable[[], Touch]] = {
@@ -55,10 +60,11 @@ def prepare(*, kind: str, size: int, threads: int = 1, path: str | None = None, 
         "write": lambda: _writer(str(path), share),
         "again": lambda: _again_toucher(share),
         "pages": lambda: _page_reader(str(path), share),
+        "above": lambda: _above_toucher(share),
         "none": lambda: _nothing,
     }
     touchers = [make[kind]() for _ in range(threads)]
-    step = PAGE_BYTES if kind in ("again", "pages") else CHUNK_BYTES
+    step = PAGE_BYTES if kind in _BY_PAGE else CHUNK_BYTES
     for touch in touchers:
         for _ in range(share // step if kind != "none" else 0):
             touch()
@@ -169,6 +175,16 @@ def fork_storm(*, begin_ns: int, end_ns: int, pause_ms: float) -> int:
     return children
 
 
+def slowness() -> float:
+    """How many times longer a touch of a page that is there takes here, at least 1: in an emulated machine it may be ten."""
+    touch, spent = _again_toucher(64 * PAGE_BYTES), []
+    for _ in range(2_000):
+        before = time.monotonic_ns()
+        touch()
+        spent.append(time.monotonic_ns() - before)
+    return max(1.0, sorted(spent)[len(spent) // 2] / _PAGE_NS)
+
+
 def sample(**options: Any) -> None:
     """Start a sampler in this process and keep it."""
     _ready["sampler"] = Sampler("self", **options).start()
@@ -255,6 +271,22 @@ def _again_toucher(size: int) -> Touch:
             at += 1
         else:
             region[dice.randrange(pages) * PAGE_BYTES] = 1
+
+    return touch
+
+
+def _above_toucher(size: int) -> Touch:
+    """Touches a fresh page, and gives all back before it begins again."""
+    region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    noise, pages, at = os.urandom(PAGE_BYTES), size // PAGE_BYTES, 0
+
+    def touch() -> None:
+        nonlocal at
+        region[at * PAGE_BYTES : (at + 1) * PAGE_BYTES] = noise
+        at += 1
+        if at == pages:
+            region.madvise(mmap.MADV_DONTNEED)
+            at = 0
 
     return touch
 

@@ -38,9 +38,11 @@ class Workload:
         storm: Pause of `work.fork_storm` in ms, which takes the place of `work.run`.
         beside: A workload for a group beside the sampled one.
         above: Whether the limit is the parent group's.
+        high: Whether the limit is `memory.high`, which only cgroup v2 has.
         outside: What an administrator does meanwhile.
         touch_ns: Where no tracepoint tells: a touch of a page that takes longer had to wait, by the load's own log. Where all
-            is there, a page of memory takes 1 µs and a page of a file, read twice, 3 to 5.
+            is there, a page of memory takes 1 µs and a page of a file, read twice, 3 to 5; where the machine is slower,
+            `running` lets it take so much longer.
         swap: Whether the group may swap.
         processes: How many processes there may be; more than one only where that asks something new.
         true_stalls: Whether there should be any stall of a millisecond; where not, any that is told of is wrong.
@@ -59,6 +61,7 @@ class Workload:
     storm: float | None = None
     beside: Workload | None = None
     above: bool = False
+    high: bool = False
     outside: Literal["lower the limit", "force_empty"] | None = None
     touch_ns: int | None = None
     swap: bool = True
@@ -135,6 +138,16 @@ WORKLOADS = (
         over=1.3,
         file="data",
         touch_ns=15_000,
+    ),
+    Workload(
+        "high",
+        "anonymous memory that cannot be swapped out, to 4 % above memory.high, 100 ms of each 400 ms",
+        "above",
+        steady(100, 400),
+        over=0.04,
+        high=True,
+        touch_ns=10_000,
+        swap=False,
     ),
     Workload(
         "sibling",

@@ -333,7 +333,7 @@ class TestRequests:
 
 class TestReport:
     def test_what_is_broken_is_bold_and_pages_keep_what_is_around(self, tmp_path):
-        about = {"kernel": "6.18", "hz": 250, "cpus": 2, "processor": "some"}
+        about = {"kernel": "6.18.44-here", "hz": 250, "cpus": 2, "processor": "some", "load": 0.5}
         scores = {
             "trace": score([true(0, 4), true(50, 4)], [told(0, 4)]),
             "counters": score([true(0, 4)], [replace(told(30, 4), stall_ns=None, lo_ns=None, hi_ns=None)], [0]),
@@ -352,7 +352,31 @@ class TestReport:
         assert "| 2 | **0.500** | 1 | 0 | 1.000 | 0.0 / 0.0 | 1.00 | 1.000 | **4.00** |" in text
         assert "**(1 without a hit)**" in text
         assert "| 100.000% | **1** | **3.00** / **3.00** µs |" in text
-        assert "- memory.high: no" in text
+        assert "- 6.18, memory.high: no" in text
+        assert "- **6.18**: Linux 6.18.44-here, HZ=250, 2 CPUs (some), load 0.5; runs of 9 s, steal 0.0%" in text
         page.write_text("nothing")
         with pytest.raises(ValueError, match="fidelity: begin"):
             report.write(str(page))
+
+    def test_other_kernels_have_columns_of_their_own(self):
+        here, guest = (
+            {"kernel": kernel, "hz": 250, "cpus": 1, "processor": "some", "load": 0, "guest": name}
+            for kernel, name in (("6.18.44-here", None), ("6.12.9-cloud", "6.12"))
+        )
+        both, there = ({each.name: each for each in WORKLOADS}[name] for name in ("cache", "high"))
+        found = {"trace": score([true(0, 4)], [told(0, 2)]), "psi": score([true(0, 4)], [])}
+
+        def judged(workload, scores):
+            return Judged(workload, Environment(1, inside=False), 1, MS, scores, {}, None, {})
+
+        report = Report("python -m bench.fidelity", here, 9, [judged(both, {"trace": found["trace"]})])
+        report.guests = [Report("", guest, 4, [judged(there, found), judged(both, found)], [("light", "failed")])]
+        lines = report.to_markdown().splitlines()
+        assert next(line for line in lines if line.startswith("| workload | evidence | 6.18: ")).count(" 6.12: ") == 4
+        nothing = "– | – | – | –"
+        assert f"| high (1, outside) | `trace` | {nothing} | 1 | 1.000 | 1.000 | 0.50 |" in lines
+        assert "| cache (1, outside) | `trace` | 1 | 1.000 | 1.000 | 0.50 | 1 | 1.000 | 1.000 | 0.50 |" in lines
+        assert f"| cache (1, outside) | `psi` | {nothing} | 1 | **0.000** | – | – |" in lines
+        assert lines.index(f"- **cache**: {both.title}") < lines.index(f"- **high**: {there.title}")
+        assert "- 6.12, light: failed" in lines
+        assert any(line.startswith("- **6.12**: Linux 6.12.9-cloud, HZ=250, 1 CPU, emulated") for line in lines)
