@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OOM killer at a group's limit, seen from outside and from inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from actor import MIB, until
+
+import pymemcg
+from pymemcg import Sampler
+
+pytestmark = [pytest.mark.live, pytest.mark.kernel]
+
+LIMIT = 48 * MIB
+# Not to be reclaimed: nothing is swapped, and nothing is in a file.
+EAT = "import mmap\nheld = mmap.mmap(-1, 1 << 28)\nfor at in range(0, 1 << 28, 4096): held[at] = 1"
+
+
+def kernels_count(directory: str) -> int | None:
+    """What the kernel has counted itself."""
+    for name in ("memory.events", "memory.oom_control"):
+        if os.path.exists(f"{directory}/{name}"):
+            counts = dict(line.split() for line in Path(directory, name).read_text().splitlines())
+            return int(counts["oom_kill"]) if "oom_kill" in counts else None
+    return None
+
+
+@pytest.fixture
+def small(make_group):
+    """A group that has a limit, and nothing to swap to."""
+    group = make_group("small", limit_bytes=LIMIT)
+    without_swap(group)
+    if kernels_count(group.directory) is None:
+        pytest.skip("the kernel does not count OOM kills by group here")
+    return group
+
+
+def without_swap(group) -> None:
+    """Not by a limit of memsw: where that is memory's, v1 counts no hits on some kernels."""
+    for name in ("memory.swap.max", "memory.swappiness"):
+        if os.path.exists(f"{group.directory}/{name}"):
+            Path(group.directory, name).write_text("0")
+
+
+def last_kills(sampler) -> int:
+    return int(sampler.usage.window(rows=1)["oom_kills"][0])
+
+
+class TestFromOutside:
+    def test_each_kill_is_counted_once_and_told_with_its_limit(self, small, make_actor):
+        told: list[pymemcg.OomKill] = []
+        with Sampler(small.spec, on_oom=told.append) as sampler:
+            for number in (1, 2):
+                victim = make_actor(small)
+                victim.send(EAT)
+                assert victim.process.wait(60) == -signal.SIGKILL
+                until(lambda number=number: last_kills(sampler) == number)
+                until(lambda number=number: sum(kill.kills for kill in told) == number)
+            assert kernels_count(small.directory) == 2
+            assert [kill.oom_kills for kill in told] == [1, 2]
+            assert {kill.limit_bytes for kill in told} == {LIMIT}
+            assert all(LIMIT // 2 < kill.usage_bytes <= LIMIT for kill in told if kill.usage_bytes is not None)
+            assert all(kill.since_ns < kill.t_ns for kill in told)
+            assert sampler.role == "sampling"
+            assert [name for name in sampler.absent if sampler.absent[name].startswith("closed")] == []
+
+    def test_the_reclaim_before_it_is_a_stall(self, small, make_actor):
+        with Sampler(small.spec) as sampler:
+            victim = make_actor(small)
+            victim.send(EAT)
+            assert victim.process.wait(60) == -signal.SIGKILL
+            until(lambda: last_kills(sampler) == 1)
+            found = until(lambda: list(pymemcg.stalls(sampler)))
+            assert {stall.cause for stall in found} <= {"limit", "oom_wait"}
+            assert max(stall.usage_bytes for stall in found) > LIMIT // 2
+            assert {stall.limit_bytes for stall in found} == {LIMIT}
+
+    def test_a_group_that_dies_as_a_whole(self, small, make_actor):
+        """memory.oom.group of v2: one kill too many is everybody's."""
+        switch = Path(small.directory, "memory.oom.group")
+        if not switch.exists():
+            pytest.skip("no memory.oom.group here")
+        switch.write_text("1")
+        told: list[pymemcg.OomKill] = []
+        with Sampler(small.spec, on_oom=told.append) as sampler:
+            actors = [make_actor(small) for _ in range(3)]
+            actors[0].send(EAT)
+            assert {actor.process.wait(60) for actor in actors} == {-signal.SIGKILL}
+            until(lambda: last_kills(sampler) == 3)
+            assert kernels_count(small.directory) == 3
+            until(lambda: sum(kill.kills for kill in told) == 3)
+            rows, node = sampler.usage.head, sampler.node.head
+            until(lambda: sampler.usage.head > rows and sampler.node.head > node + 2)
+            newest = sampler.node.window(rows=1)["t_ns"][0]
+            processes = sampler.processes.window()
+            assert not (processes["t_ns"] > newest - 50_000_000).any(), "nobody is left"
+
+    def test_a_parents_limit_kills_in_the_child(self, make_group, make_actor):
+        outer = make_group("outer", limit_bytes=LIMIT)
+        without_swap(outer)
+        inner = outer.child("inner")
+        if kernels_count(inner.directory) is None:
+            pytest.skip("the kernel does not count OOM kills by group here")
+        with Sampler(inner.spec) as sampler, Sampler(outer.spec) as above:
+            victim = make_actor(inner)
+            victim.send(EAT)
+            assert victim.process.wait(60) == -signal.SIGKILL
+            until(lambda: last_kills(sampler) == 1)
+            assert (sampler.usage.window()["limit_hits"] == 0).all()
+            told = kernels_count(outer.directory)
+            assert told == (1 if above.target.version == 2 else 0), "v2 counts it in every group above, v1 in none"
+            until(lambda: last_kills(above) == told)
+            causes = until(lambda: {stall.cause for stall in pymemcg.stalls(sampler)})
+            assert causes <= {"ancestor", "oom_wait"}
+
+
+class TestFromInside:
+    def test_when_the_sampling_process_is_the_victim_another_goes_on(self, small, make_actor):
+        writer = make_actor(small)
+        writer.do(f"from pymemcg import Sampler; s = Sampler({small.spec!r}).start()")
+        assert writer.do("s.role") == "sampling"
+        told: list[pymemcg.OomKill] = []
+        with Sampler(small.spec, on_oom=told.append) as sampler:
+            assert sampler.role == "attached"
+            writer.send(EAT)
+            assert writer.process.wait(60) == -signal.SIGKILL
+            until(lambda: sampler.role == "sampling")
+            until(lambda: sum(kill.kills for kill in told) == 1)
+            assert last_kills(sampler) == kernels_count(small.directory) == 1
+            head = sampler.usage.head
+            until(lambda: sampler.usage.head > head)
