@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run of pytest said, read from its output: that comes from every guest, and from every user in it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from rig.processes import DIED, TIMED_OUT
+
+ROOT = Path(__file__).resolve().parents[3]
+LAST_LINE = re.compile(r"^=*\s*((?:\d+ \w+,? ?)+) in ([\d.]+)s.*$", re.MULTILINE)  # == 3 passed, 1 skipped in 2.03s (0:01) ==
+SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] \S+: (.*)$", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+NO_TEST = 5  # pytest's exit status
+
+
+@dataclass(frozen=True)
+class Said:
+    """Numbers and names of one run; `counts` is empty if it did not get to its last line."""
+
+    status: int
+    counts: dict[str, int]
+    seconds: float
+    reasons: Counter[str]
+    failed: list[str]
+
+    @classmethod
+    def of(cls, output: str, status: int) -> Said:
+        """Read it."""
+        last = [*LAST_LINE.finditer(output)][-1:]
+        counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last[0][1])} if last else {}
+        reasons = Counter[str]()
+        for number, reason in SKIPPED.findall(output):
+            reasons[reason] += int(number)
+        return cls(status, counts, float(last[0][2]) if last else 0.0, reasons, FAILED.findall(output))
+
+    @property
+    def passed(self) -> int:
+        return self.counts.get("passed", 0)
+
+    @property
+    def skipped(self) -> int:
+        return self.counts.get("skipped", 0)
+
+    @property
+    def summary(self) -> str:
+        """`3 passed, 1 skipped`."""
+        return ", ".join(f"{number} {word}" for word, number in self.counts.items() if word not in ("deselected", "warnings"))
+
+    def complaint(self) -> str | None:
+        """Why this is no success."""
+        if self.status == TIMED_OUT:
+            return "took too long"
+        if self.status == DIED:
+            return "the guest died or could not be had"
+        if self.status not in (0, NO_TEST) or self.failed:
+            return f"failed with exit status {self.status}"
+        if self.passed == 0:
+            return "no test ran"
+        return None
+
+
+def command(python: Path, *arguments: str) -> list[str]:
+    """Starts pytest; `CI` lets it print whole lines."""
+    options = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=120", "--color=no"]
+    return [
+        "env",
+        "CI=1",
+        str(python),
+        "-m",
+        "pytest",
+        f"--rootdir={ROOT}",
+        f"-c={ROOT / 'pyproject.toml'}",
+        *options,
+        *arguments,
+    ]
