@@ -17,6 +17,7 @@ int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_
                      const char **ret_failed)
 {
     ret_sources->hits_key = level->hits_key ? level->hits_key : "";
+    ret_sources->high_key = level->high_key;
     int rc = open_file(level->usage, "", &ret_sources->usage, ret_failed);
     if (rc == 0)
         rc = open_file(level->hits, ret_sources->hits_key, &ret_sources->hits, ret_failed);
@@ -33,6 +34,13 @@ int64_t memcg_level_value(struct memcg_source *source, const char *key)
         return MEMCG_NONE;
     int index = memcg_source_find(source, key); /* anew: a few lines, and they may have moved */
     return index < 0 ? MEMCG_NONE : memcg_source_value(source, (size_t)index);
+}
+
+int64_t memcg_level_hits(const struct memcg_level_sources *level)
+{
+    int64_t hits = memcg_level_value(level->hits, level->hits_key);
+    int index = hits != MEMCG_NONE && level->high_key ? memcg_source_find(level->hits, level->high_key) : -1;
+    return index < 0 ? hits : hits + memcg_source_value(level->hits, (size_t)index);
 }
 
 void memcg_level_close(struct memcg_level_sources *sources)

@@ -194,6 +194,7 @@ struct memcg_level {
     const char *high;
     const char *hits;
     const char *hits_key; /* in a keyed file; NULL = the file is one number */
+    const char *high_key; /* … whose value counts as well: of an ancestor's memory.high; NULL = none */
 };
 
 enum memcg_flag {

@@ -23,6 +23,7 @@ enum { MEMCG_LEVELS = 32, MEMCG_STACK_BYTES = 256 * 1024, MEMCG_STACK_TOUCHED = 
 struct memcg_level_sources {
     struct memcg_source *usage, *limit, *high, *hits;
     const char *hits_key; /* "" = the file is one number */
+    const char *high_key; /* NULL = none */
 };
 
 struct memcg_tick {
@@ -118,6 +119,8 @@ int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_
                      const char **ret_failed);
 /* What the file says now; MEMCG_NONE where there is none, or no such key. */
 int64_t memcg_level_value(struct memcg_source *source, const char *key);
+/* Of its limits together. */
+int64_t memcg_level_hits(const struct memcg_level_sources *level);
 void memcg_level_close(struct memcg_level_sources *sources);
 size_t memcg_level_bytes(const struct memcg_level_sources *sources);
 

@@ -29,19 +29,33 @@ _COUNTERS: Final = (
 
 
 class Rises:
-    """What rose between the beginning and the end of each group; 0 where it did not or nobody knows."""
+    """What rose between the beginning and the end of each group; 0 where it did not or nobody knows.
+
+    Attributes:
+        own_lately, high_lately, above_lately: From some time before the beginning on (`Looking.lately`).
+    """
 
     def __init__(self, before: Facts, after: Facts) -> None:
         breathe()
         first, last = (np.array([facts[name] for name in _COUNTERS]) for facts in (before, after))
         known = (first != NONE) & (last != NONE)
-        rise = dict(zip(_COUNTERS, np.where(known, np.maximum(last - np.where(known, first, 0), 0), 0), strict=True))
+        rise = dict(zip(_COUNTERS, _rise(first, last), strict=True))
         self.own: Ints = rise["limit_hits"] + rise["memsw_hits"]
         self.high, self.above, self.kills, self.falls = (rise[name] for name in ("high_hits", "above", "oom_kills", "falls"))
         self.allocstall, self.pswpin = rise["allocstall"], rise["pswpin"]
         self.refault_anon = rise["workingset_refault_anon"]
         self.refault_file: Ints = rise["workingset_refault_file"] + rise["workingset_refault"]
         self.counted: Bools = known[0] | known[1]
+        lately = {
+            name: _rise(before[f"{name}_lately"], after[name]) for name in ("limit_hits", "memsw_hits", "high_hits", "above")
+        }
+        self.own_lately: Ints = lately["limit_hits"] + lately["memsw_hits"]
+        self.high_lately, self.above_lately = lately["high_hits"], lately["above"]
+
+
+def _rise(first: Ints, last: Ints) -> Ints:
+    known = (first != NONE) & (last != NONE)
+    return np.where(known, np.maximum(last - np.where(known, first, 0), 0), 0)
 
 
 def by_kind(kinds: Ints, rises: Rises) -> list[str]:
@@ -53,8 +67,8 @@ def by_kind(kinds: Ints, rises: Rises) -> list[str]:
     """
     main = np.argmax(kinds[:, : HIGH_SLEEP + 1], axis=1)
     memcg = np.select(
-        [rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0],
-        ["limit", "high", "ancestor", OUTSIDE],
+        [rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0, rises.own_lately > 0],
+        ["limit", "high", "ancestor", OUTSIDE, "limit"],
         "unknown",
     )
     node = np.isin(main, [DIRECT, COMPACTION, THROTTLED])
@@ -71,18 +85,22 @@ def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
         traced: Groups of which tracepoints have explained all that limits and the node did.
     """
     limits = ~traced
+    asleep = kinds[:, HIGH_SLEEP] > 0
     cause = np.select(
         [
             limits & (rises.own > 0),
-            (rises.high > 0) | (kinds[:, HIGH_SLEEP] > 0),
+            rises.high_lately > 0,
+            asleep & (rises.above_lately > 0),
+            asleep,
             limits & (rises.above > 0),
             rises.refault_anon > rises.refault_file,
             rises.refault_file > 0,
             limits & (rises.allocstall > 0),
             rises.pswpin > 0,
+            rises.above_lately > 0,
             kinds[:, MEMCG] > 0,
         ],
-        ["limit", "high", "ancestor", "swap", "thrash", "global", "swap", "limit"],
+        ["limit", "high", "ancestor", "high", "ancestor", "swap", "thrash", "global", "swap", "ancestor", "limit"],
         "unknown",
     )
     return _killed(cause, rises)
@@ -91,7 +109,8 @@ def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
 def hits_of(causes: list[str], rises: Rises) -> Ints:
     """Hits of the limit that is the cause."""
     cause = np.asarray(causes, dtype=str)
-    hits: Ints = np.select([cause == "high", cause == "ancestor"], [rises.high, rises.above], rises.own)
+    own = np.where(rises.own > 0, rises.own, rises.own_lately)
+    hits: Ints = np.select([cause == "high", cause == "ancestor", cause == "limit"], [rises.high, rises.above, own], rises.own)
     known = rises.counted | (hits > 0)
     return np.where(known, hits, NONE)
 

@@ -10,7 +10,7 @@ import numpy as np
 from pymemcg._arrays import distinct
 from pymemcg._breath import breathe
 from pymemcg._ffi import NONE
-from pymemcg._reading import HITS
+from pymemcg._reading import HITS, OWN_HITS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,6 +25,12 @@ STAT: Final = ("anon", "file", "workingset_refault", "workingset_refault_file", 
 NODE: Final = ("pswpin",)
 LIMITS: Final = ("limit_bytes", "above", "falls")
 NAMES: Final = (*USAGE, *STAT, *NODE, "allocstall", *LIMITS)
+
+JUST_NS: Final = 5_000_000
+"""A hit of memory.max is counted just before the reclaim begins (try_charge_memcg() in mm/memcontrol.c), and the thread may be
+preempted in between: a tick may lie between the two."""
+SLEEP_NS: Final = 2_100_000_000
+"""A thread that hit memory.high sleeps after it, 2 s at most (MEMCG_MAX_HIGH_DELAY_JIFFIES there)."""
 
 
 class Looking:
@@ -66,6 +72,13 @@ class Looking:
         node["allocstall"] = np.sum(zones, axis=0) if zones and NONE not in zones[0] else np.full(times.size, NONE)
         facts |= node
         return facts | self._limits.at(times, self.rounds(times, after=after))
+
+    def lately(self, times: Ints) -> Facts:
+        """Hits so far, just before these times, or as long before as threads may sleep: later ones may be why it begins."""
+        just = _find(self._usage, times - JUST_NS, OWN_HITS, after=False)
+        asleep = _find(self._usage, times - SLEEP_NS, ("high_hits",), after=False)
+        above = self._limits.at(times, self.rounds(times - SLEEP_NS, after=False))["above"]
+        return {f"{name}_lately": values for name, values in (just | asleep | {"above": above}).items()}
 
 
 def _find(channel: Channel, times: Ints, names: tuple[str, ...], *, after: bool) -> Facts:

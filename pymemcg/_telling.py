@@ -69,7 +69,8 @@ class Teller:
 
     def begun(self, groups: Rows) -> Facts:
         """What held when they began."""
-        return self._looking.at(groups["start_ns"], after=False)
+        times = groups["start_ns"]
+        return self._looking.at(times, after=False) | self._looking.lately(times)
 
     def rises(self, groups: Rows, before: Facts) -> _causes.Rises:
         """What rose meanwhile, as far as it is known by now."""

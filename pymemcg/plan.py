@@ -330,5 +330,10 @@ class NativeConfig:
         def path(role: str) -> Any:
             return self._text(f"{level.directory}/{level.files[role]}") if role in level.files else ffi.NULL
 
-        keyed = level.files.get("hits", "").startswith("memory.events")
-        return path("usage"), path("limit"), path("high"), path("hits"), self._text("max") if keyed else ffi.NULL
+        hits = level.files.get("hits", "")
+        keys = (
+            self._text("max") if hits.startswith("memory.events") else ffi.NULL,
+            # The file of an ancestor that does not count what happens below it: the group's own `high` is a column of `usage`.
+            self._text("high") if hits == "memory.events.local" else ffi.NULL,
+        )
+        return path("usage"), path("limit"), path("high"), path("hits"), *keys

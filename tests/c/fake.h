@@ -149,8 +149,8 @@ static inline void fake_make(struct fake *fake)
         {fake->path[VMSTAT], "node", MEMCG_FORMAT_KEYED, 2, FAKE_VMSTAT},
     };
     memcpy(fake->feed, feeds, sizeof feeds);
-    fake->level[0] = (struct memcg_level){fake->path[CURRENT], fake->path[MAX], NULL, fake->path[EVENTS], "max"};
-    fake->level[1] = (struct memcg_level){NULL, fake->path[PARENT_MAX], NULL, NULL, NULL};
+    fake->level[0] = (struct memcg_level){fake->path[CURRENT], fake->path[MAX], NULL, fake->path[EVENTS], "max", NULL};
+    fake->level[1] = (struct memcg_level){NULL, fake->path[PARENT_MAX], NULL, NULL, NULL, NULL};
     fake->config = (struct memcg_config){.ring_fd = fake_ring(0),
                                          .lock_fd = -1,
                                          .feeds = FAKE_FEEDS,

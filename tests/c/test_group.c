@@ -63,7 +63,7 @@ static void make_group(void)
         (struct memcg_feed){hits_path, "usage", v2 ? MEMCG_FORMAT_KEYED : MEMCG_FORMAT_VALUE, 1, v2 ? v2_hits : v1_hits};
     fake.feed[3].path = stat_path;
     fake.feed[3].field = v2 ? FAKE_STAT : v1_stat;
-    fake.level[0] = (struct memcg_level){usage_path, limit_path, NULL, hits_path, v2 ? "max" : NULL};
+    fake.level[0] = (struct memcg_level){usage_path, limit_path, NULL, hits_path, v2 ? "max" : NULL, NULL};
     fake.config.group = group;
 }
 

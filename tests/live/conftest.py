@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from actor import Actor
 
+from pymemcg.bench.swap import ZramSwap
 from pymemcg.bench.tracefs import Trace
 from pymemcg.child import ChildGroup
 from pymemcg.errors import NotSupported
+from pymemcg.mounts import IN_MEMORY, file_system
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +82,29 @@ def make_actor(make_group: Callable[..., ChildGroup]) -> Iterator[Callable[..., 
     yield make
     for actor in made:
         actor.close()
+
+
+@pytest.fixture(scope="session")
+def swap() -> Iterator[None]:
+    """Something to swap to, in memory."""
+    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
+        yield
+        return
+    try:
+        device = ZramSwap(512 << 20)
+    except NotSupported as error:
+        pytest.skip(str(error))
+    with device:
+        yield
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder on a real disk."""
+    in_guest = bool(os.environ.get("PYMEMCG_VM"))  # where all but this is in memory, whatever it is called
+    for place in ["/scratch"] if in_guest else [tempfile.gettempdir(), "/var/tmp"]:
+        if os.path.isdir(place) and file_system(place) not in IN_MEMORY:
+            with tempfile.TemporaryDirectory(prefix="pymemcg-", dir=place) as folder:
+                yield Path(folder)
+            return
+    pytest.skip("there is no disk")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits that hold a group's threads up, its own and its parents', and what an administrator does from outside."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from actor import MIB
+from pressure import LIMIT, causes, counted, evict, is_v2, loaded, total_ns, watching
+
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("swap")]
+
+
+@pytest.fixture
+def no_swap(swap, make_group):
+    """A group whose memory cannot be reclaimed, as on a machine without swap."""
+
+    def make(name, **options):
+        group = make_group(name, **options)
+        if not is_v2(group):
+            pytest.skip("memory.high is of cgroup v2")
+        Path(group.directory, "memory.swap.max").write_text("0")
+        return group
+
+    return make
+
+
+@pytest.mark.kernel
+def test_own_limit(make_group, make_actor):
+    group = make_group("limit", limit_bytes=LIMIT)
+    actor = loaded(make_actor(group))
+    with watching(group, actor.pid) as watch:
+        before = counted(group, "max")
+        begin, end, _took = actor.do("fill(region(40), 0, 40)")
+        watch.settle(actor)
+        assert counted(group, "max") > before
+        found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    if watch.truth is not None:
+        assert watch.truth.total_us > 5_000
+        exact = total_ns(found["trace"], lambda stall: stall.stall_hi_ns) / 1000
+        assert exact == pytest.approx(watch.truth.total_us, rel=0.1, abs=1000)
+        assert {tid for stall in found["trace"] for tid in stall.tids} == {actor.pid}
+        assert causes(found["trace"]).keys() == {"limit"}
+        assert causes(found["auto"])["limit"] == causes(found["trace"])["limit"]
+    if watch.works("psi"):
+        told = causes(found["psi"])
+        assert told["limit"] >= 0.8 * sum(told.values())
+        assert any(stall.cause == "limit" and not stall.harmless for stall in found["psi"])
+        assert told["limit"] <= end - begin
+        if watch.truth is not None:
+            assert 0.4 < told["limit"] / 1000 / watch.truth.total_us < 2.5
+    for stall in found["auto"]:
+        if stall.cause == "limit":
+            assert stall.limit_bytes == LIMIT
+            assert stall.limit_hits > 0
+
+
+@pytest.mark.kernel
+def test_memory_high(no_swap, make_actor):
+    """Reclaim finds nothing: threads sleep on their way back from the kernel, and only PSI and wchan tell."""
+    group = no_swap("high")
+    actor = loaded(make_actor(group))
+    Path(group.directory, "memory.high").write_text(str(LIMIT))
+    with watching(group, actor.pid) as watch:
+        actor.do("it = region(40)")
+        before = counted(group, "high")
+        begin, end, took = actor.do("fill(it, 0, 40, enough=2_000_000_000)")
+        watch.settle(actor)
+        assert counted(group, "high") > before
+        assert counted(group, "max") == 0
+        found, by_psi = watch.stalls(), watch.stalls("psi")
+    slept = sum(ns for ns in took if ns > 20 * took[len(took) // 2])
+    assert slept > 300_000_000, "the load itself saw that it was held"
+    assert watch.truth is not None
+    assert watch.truth.total_us * 1000 < slept / 2, "tracepoints do not tell of it"
+    for told in (found, by_psi):
+        high = [stall for stall in told if stall.cause == "high" and not stall.harmless]
+        assert causes(told)["high"] == sum(causes(told).values())
+        assert 0.7 * slept < total_ns(high) < 1.3 * slept + (watch.truth.total_us * 1000 if told is found else 0)
+        assert all(begin <= stall.end_ns and stall.start_ns <= end for stall in high)
+    asleep = [stall for stall in found if "wchan" in stall.evidence]
+    assert asleep
+    assert {tid for stall in asleep for tid in stall.tids} == {actor.pid}
+    assert all("psi" in stall.evidence for stall in asleep if stall.stall_ns)
+
+
+@pytest.mark.kernel
+def test_reclaim_from_outside(make_group, make_actor):
+    """As an administrator or a daemon does it: nobody of the group waits."""
+    group = make_group("outside")
+    actor = loaded(make_actor(group))
+    actor.do("it = region(16); fill(it, 0, 16)")
+    with watching(group, actor.pid, threading.get_native_id()) as watch:
+        evict(group, pages=(8 * MIB) >> 12)
+        watch.settle(actor)
+        found = {name: watch.harmful(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    if watch.truth is not None:
+        assert watch.truth.threads_us.keys() == {threading.get_native_id()}, "it was real reclaim, and the writer's"
+    assert found == {name: [] for name in found}
+
+
+@pytest.mark.kernel
+def test_parents_limit(make_group, make_actor):
+    outer = make_group("outer", limit_bytes=LIMIT)
+    group = outer.child("inner")
+    actor = loaded(make_actor(group))
+    with watching(group, actor.pid) as watch:
+        begin, end, _took = actor.do("fill(region(40), 0, 40)")
+        watch.settle(actor)
+        assert counted(outer, "max") > 0
+        assert counted(group, "max") == 0
+        found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    for told in found.values():
+        assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values()) > 0
+        assert all(stall.limit_hits for stall in told if stall.cause == "ancestor" and not stall.harmless)
+        assert causes(told)["ancestor"] <= end - begin
+    if watch.truth is not None:
+        exact = total_ns(found["trace"], lambda stall: stall.stall_hi_ns) / 1000
+        assert exact == pytest.approx(watch.truth.total_us, rel=0.1, abs=1000)
+
+
+def test_parents_memory_high(no_swap, make_actor):
+    """A slice with MemoryHigh=: whoever is in it sleeps, and its own counters stay."""
+    outer = no_swap("outer")
+    group = outer.child("inner")
+    actor = loaded(make_actor(group))
+    Path(outer.directory, "memory.high").write_text(str(LIMIT))
+    with watching(group, actor.pid) as watch:
+        actor.do("it = region(40)")
+        begin, end, took = actor.do("fill(it, 0, 40, enough=2_000_000_000)")
+        watch.settle(actor)
+        assert counted(outer, "high") > 0
+        assert counted(group, "high") == 0
+        found, by_psi = watch.stalls(), watch.stalls("psi")
+    slept = sum(ns for ns in took if ns > 20 * took[len(took) // 2])
+    assert slept > 300_000_000
+    for told in (found, by_psi):
+        assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values())
+        assert 0.7 * slept < causes(told)["ancestor"] < 1.3 * (end - begin)
+    assert {tid for stall in found if "wchan" in stall.evidence for tid in stall.tids} == {actor.pid}
