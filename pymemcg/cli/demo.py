@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a small service short of memory, sample it 1,000 times a second, and show what happened.
 
-The service runs for 8 s in a group of its own with a limit of 64 MiB, which is removed again. Where no group can be made
-(most containers, or without root) this process's own group is sampled instead, as it is.
+The service runs for 8 s in a group of its own with a limit of 64 MiB, which is removed again; under systemd it is a scope that
+systemd is asked for. Where no group can be made (most containers) this process's own group is sampled instead, as it is.
 """
 
 from __future__ import annotations

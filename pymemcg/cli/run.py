@@ -3,8 +3,9 @@
 
 The command has this process's terminal, process group and signals, and its exit status is passed on: 128 + the signal that
 killed it, 126 and 127 as in shells. As pid 1 of a container this reaps orphans. The command runs in the present group, or with
---memory-max in a child group of its own. Where nothing can be sampled it runs all the same, and stderr says why there is no
-report; but what was asked for by an option and cannot be had is an error (125) before it begins.
+--memory-max in one of its own: below the present one; on cgroup v2 beside it, or in a scope that systemd is asked for. Where
+nothing can be sampled it runs all the same, and stderr says why there is no report; but what was asked for by an option and
+cannot be had is an error (125) before it begins.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.usage = "pymemcg run [--memory-max SIZE] [--evidence EVIDENCE] [-o FILE] -- CMD [ARG …]"
     parser.add_argument(
-        "--memory-max", type=bytes_of, metavar="SIZE", help="run it in a child group with this limit (512M), removed at the end"
+        "--memory-max",
+        type=bytes_of,
+        metavar="SIZE",
+        help="run it in a group of its own with this limit (512M), removed at the end",
     )
     add_evidence(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="record the samples, too (of a day at most)")
