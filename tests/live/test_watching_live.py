@@ -21,11 +21,12 @@ import asyncio, gc, threading
 import numpy, pymemcg._detect
 from pymemcg import Sampler, resolve
 from pymemcg.bench.loads import CHUNK_BYTES, anon_toucher
-from pymemcg.once import read_once
-told, kills, group = [], [], resolve()
+told, kills, own = [], [], resolve().levels[0]
 touch = anon_toucher(96 << 20)
 for _ in range((96 << 20) // CHUNK_BYTES): touch()
-def hits(): return read_once(group)["limit_hits"]
+def hits():
+    with open(f"{own.directory}/{own.files['hits']}") as file: words = file.read().split()
+    return int(words[words.index("max") + 1] if "max" in words else words[0])
 def burst(seconds=0.05):
     until, least = time.monotonic() + seconds, hits() + 4
     while time.monotonic() < until or hits() < least: touch()
