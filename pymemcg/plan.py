@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,12 @@ def _plan_usage(plan: Plan) -> None:
     _add(plan, "usage", plan.period_ns, plan.history_ns // plan.period_ns, units)
 
 
+def counts_memsw(release: str) -> bool:
+    """Whether a kernel, as `uname -r` names it, counts in memory.memsw.failcnt. From 6.15 on only memory's own counter does."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is None or (int(found[1]), int(found[2])) < (6, 15)
+
+
 def _plan_usage_v1(plan: Plan) -> None:
     own = plan.target.levels[0]
 
@@ -172,8 +179,8 @@ def _plan_usage_v1(plan: Plan) -> None:
         plan.absent["limit_hits"] = "memory.failcnt does not count where memsw's limit is not above memory's"
     elif "hits" in own.files:
         _feed(plan, "usage", f"{own.directory}/{own.files['hits']}", _ffi.VALUE, {"": "limit_hits"})
-    if shadowed and not memsw_hits:
-        plan.absent["memsw_hits"] = "memory.memsw.failcnt has not counted yet, and on some kernels never does"
+    if memsw_hits == 0 and not counts_memsw(os.uname().release):
+        plan.absent["memsw_hits"] = "Linux 6.15 and later do not count in memory.memsw.failcnt"
     elif memsw_hits is not None:
         _feed(plan, "usage", f"{own.directory}/{own.files['memsw_hits']}", _ffi.VALUE, {"": "memsw_hits"})
     path = f"{own.directory}/memory.oom_control"

@@ -12,11 +12,12 @@ import pytest
 from fakecgroup import captured, machine_with_self
 
 from pymemcg import NotSupported, resolve, schema, tracepoints
-from pymemcg.plan import make_plan
+from pymemcg.plan import counts_memsw, make_plan
 from pymemcg.ring import create
 
 MIB = 1 << 20
 DEFAULTS = {"rate_hz": 1000, "stat_rate_hz": 10, "history_s": 60, "adaptive": True}
+MEMSW_COUNTS = counts_memsw(os.uname().release)
 KERNELS = ["6.1-v2", "6.12-v2", "6.18-hybrid"]
 
 
@@ -54,7 +55,8 @@ class TestDepth:
 class TestCapturedKernels:
     def test_every_file_of_the_group_becomes_columns(self, kernel, tmp_path):
         plan = plan_of(captured(kernel, tmp_path)[0])
-        usage = {"6.18-hybrid": {"limit_hits", "memsw_hits", "oom_kills"}}.get(kernel, {"limit_hits", "high_hits", "oom_kills"})
+        v1 = {"limit_hits", "memsw_hits", "oom_kills"} if MEMSW_COUNTS else {"limit_hits", "oom_kills"}
+        usage = v1 if plan.target.version == 1 else {"limit_hits", "high_hits", "oom_kills"}
         assert set(tables(plan)["usage"].columns) == usage | {"t_ns", "late_ns", "usage_bytes", "rss_bytes", "shared_bytes"}
         assert {"anon", "file", "inactive_file", "pgfault"} <= set(tables(plan)["stat"].columns)
         assert set(tables(plan)["pressure"].columns) == set(schema.PRESSURE_UNITS)
@@ -88,7 +90,8 @@ class TestCapturedKernels:
 
     def test_only_what_the_version_lacks_is_absent(self, kernel, tmp_path):
         plan = plan_of(captured(kernel, tmp_path)[0])
-        lacking = {"high"} if kernel == "6.18-hybrid" else {"memsw_limit", "memsw_hits"}
+        v1 = {"high"} if MEMSW_COUNTS else {"high", "memsw_hits"}
+        lacking = v1 if plan.target.version == 1 else {"memsw_limit", "memsw_hits"}
         assert set(plan.absent) - {"reclaim"} == lacking  # whether `reclaim` is there is up to the machine that runs this
         assert all(plan.absent.values())
 
@@ -140,7 +143,7 @@ class TestWhatIsMissing:
         machine.process(100, "/web")
         return machine
 
-    @pytest.mark.parametrize(("memsw_hits", "column"), [(0, False), (13287, True)])
+    @pytest.mark.parametrize(("memsw_hits", "column"), [(0, MEMSW_COUNTS), (13287, True)])
     def test_failcnt_does_not_count_where_memsw_is_as_low(self, memsw_hits, column, tmp_path):
         files = {"memory__memsw__limit_in_bytes": 64 * MIB, "memory__memsw__failcnt": memsw_hits}
         plan = plan_of(self.web(tmp_path, "v1", **files).root)
@@ -151,8 +154,16 @@ class TestWhatIsMissing:
 
     @pytest.mark.parametrize("memsw_limit", [64 * MIB + 4096, 9223372036854771712])
     def test_failcnt_counts_where_memsw_is_higher(self, memsw_limit, tmp_path):
-        plan = plan_of(self.web(tmp_path, "v1", memory__memsw__limit_in_bytes=memsw_limit).root)
+        files = {"memory__memsw__limit_in_bytes": memsw_limit, "memory__memsw__failcnt": 1}
+        plan = plan_of(self.web(tmp_path, "v1", **files).root)
         assert {"limit_hits", "memsw_hits"} <= set(tables(plan)["usage"].columns)
+
+    @pytest.mark.parametrize(
+        ("release", "counts"),
+        [("5.15.0-91-generic", True), ("6.1.0-56-cloud-amd64", True), ("6.14.11", True), ("6.15.0-rc1", False), ("7.0", False)],
+    )
+    def test_kernels_that_count_in_memsw_failcnt(self, release, counts):
+        assert counts_memsw(release) == counts
 
     def test_failcnt_counts_where_nothing_is_limited(self, tmp_path):
         machine = machine_with_self(tmp_path, "v1")
