@@ -182,6 +182,7 @@ def test_own_group_lists_this_process():
     )
 
 
+@pytest.mark.kernel
 def test_a_process_in_nested_groups(groups):
     outer = groups.memory("outer", 64 * MIB)
     inner = groups.memory("inner", 128 * MIB, inside=outer)
@@ -193,6 +194,7 @@ def test_a_process_in_nested_groups(groups):
     assert resolve(f"cgroup:{target.levels[0].name}").levels == target.levels
 
 
+@pytest.mark.kernel
 def test_every_named_file_can_be_read(groups):
     group = groups.memory("files", 64 * MIB)
     target = resolve(f"pid:{groups.member(group)}")
@@ -271,6 +273,7 @@ class TestNamespaces:
         assert other["directory"] == sibling_by_path["directory"] == str(sibling)
         assert (mine["own"], top["own"], other["own"]) == (True, True, False)
 
+    @pytest.mark.kernel
     def test_container(self, groups):
         group = groups.memory("box", 64 * MIB)
         (inside,) = groups.run(f"join({str(group)!r}); container(); show('self')")
@@ -278,6 +281,7 @@ class TestNamespaces:
         assert [level["name"] for level in inside["levels"]] == ["/"]
         assert inside["effective"] == 64 * MIB
 
+    @pytest.mark.kernel
     def test_a_container_seen_from_another(self, groups):
         ours, theirs = groups.memory("ours", 64 * MIB), groups.memory("theirs", 32 * MIB)
         pid = groups.member(theirs, code="container()")

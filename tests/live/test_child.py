@@ -43,6 +43,7 @@ def left_behind() -> list[str]:
     return [str(path) for top in tops for path in top.glob(f"{PREFIX}{os.getpid()}-*")]
 
 
+@pytest.mark.kernel
 def test_a_group_with_a_limit_is_found_by_its_spec_and_leaves_nothing():
     with ChildGroup("limit", limit_bytes=64 * MIB) as group:
         target = resolve(group.spec)
@@ -66,6 +67,7 @@ def test_handed_over_processes_are_members_on_both_sides_and_end_with_the_group(
     assert sleeper.wait(10) == -9
 
 
+@pytest.mark.kernel
 def test_nested_groups_close_from_the_inside(sleeper):
     with ChildGroup("outer", limit_bytes=64 * MIB) as outer:
         inner = outer.child("inner", limit_bytes=128 * MIB)
@@ -100,6 +102,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.kernel
 def test_who_was_moved_in_by_others_lives_on(sleeper):
     with ChildGroup("guest") as group:
         Path(group.directory, "cgroup.procs").write_text(str(sleeper.pid))
@@ -120,6 +123,7 @@ def test_an_exception_leaves_nothing(sleeper):
     assert left_behind() == []
 
 
+@pytest.mark.kernel
 def test_a_limit_that_the_kernel_refuses_leaves_nothing():
     with pytest.raises(NotSupported, match="Invalid argument"):
         ChildGroup("refused", limit_bytes=-7)

@@ -86,6 +86,7 @@ def test_what_must_run_in_a_full_container_needs_little_more_than_an_interpreter
 # ---- doctor --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_doctor_tells_of_the_group_that_it_is_asked_for(make_group, make_actor):
     outer = make_group("outer", limit_bytes=64 * MIB)
     inner = outer.child("inner", limit_bytes=96 * MIB)
@@ -168,6 +169,7 @@ def test_watch_streams_json_that_follows_the_group(make_group, make_actor):
     assert all(value is not None for name, value in after.items())
 
 
+@pytest.mark.kernel
 def test_watch_counts_limit_hits(make_group, make_actor, tmp_path):
     group = make_group("hits", limit_bytes=24 * MIB)
     file = tmp_path / "data"

@@ -42,6 +42,7 @@ def after(channel, rows: int = 1):
     return channel.read(head)[0]
 
 
+@pytest.mark.kernel
 class TestValues:
     """What the kernel's files say, while nothing happens in the group."""
 
@@ -206,6 +207,7 @@ class TestOwnProcess:
             assert sampler.pressure.head == 1
 
 
+@pytest.mark.kernel
 class TestLimits:
     def test_a_changed_limit_is_a_row_of_its_level(self, make_group):
         outer = make_group("outer", limit_bytes=256 * MIB)

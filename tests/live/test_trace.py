@@ -79,6 +79,7 @@ def test_every_interval_is_found(tmp_path, name, inside):
     assert run.stats["trace_events"] >= 2 * len(rows)
 
 
+@pytest.mark.kernel
 @pytest.mark.usefixtures("_tracing")
 def test_reclaim_of_others_is_left_out(make_group, make_actor, tmp_path):
     path = tmp_path / "file"
@@ -125,6 +126,7 @@ def test_denied_is_a_normal_case():
     assert done.stderr == ""
 
 
+@pytest.mark.kernel
 @pytest.mark.usefixtures("_tracing")
 def test_ids_can_be_handed_in():
     with Sampler(evidence="trace", event_ids=tracepoints.event_ids()) as sampler:

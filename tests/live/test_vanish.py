@@ -38,6 +38,7 @@ def closed_by_events(sampler) -> dict[str, str]:
 
 
 class TestGroup:
+    @pytest.mark.kernel
     def test_everything_of_the_group_closes_and_the_rest_goes_on(self, make_group, make_actor):
         group = make_group("short", limit_bytes=64 * MIB)
         actor = make_actor(group)
@@ -61,6 +62,7 @@ class TestGroup:
             assert sampler.usage.window()["usage_bytes"][0] > 0
         assert sampler.role == "stopped"
 
+    @pytest.mark.kernel
     def test_its_psi_closes_too(self, make_group, make_actor):
         group = make_group("short")
         actor = make_actor(group)
@@ -111,6 +113,7 @@ class TestGroup:
             assert sampler.usage.head == head
             assert sampler.role == "attached"
 
+    @pytest.mark.kernel
     def test_a_new_group_of_the_same_name_is_another(self, make_group):
         old = make_group("name")
         with Sampler(old.spec, history_s=1) as first:
@@ -124,6 +127,7 @@ class TestGroup:
             assert first.usage.closed
 
 
+@pytest.mark.kernel
 class TestPressure:
     def test_switched_off_closes_pressure_alone(self, group, make_actor):
         """cgroup.pressure came with 6.1. What was opened before is dead for good, also when it is switched on again."""
@@ -193,6 +197,7 @@ class TestProcesses:
             assert grows(sampler.processes)
             assert grows(sampler.usage)
 
+    @pytest.mark.kernel
     def test_those_in_groups_below_are_seen(self, make_group, make_actor):
         outer = make_group("outer")
         near, deep = outer.child("near"), outer.child("middle").child("deep")  # on v2 none with processes has groups below
@@ -207,6 +212,7 @@ class TestProcesses:
             later.close()
             assert grows(sampler.processes)
 
+    @pytest.mark.kernel
     def test_a_zombie_has_no_row(self, group, make_actor):
         """Its statm reads zeros, successfully: that is not data."""
         actor = make_actor(group)
