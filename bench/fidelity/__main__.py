@@ -51,7 +51,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder:
             _measure_all(report, raw, args, seconds, args.keep or folder)
         report.steal = steal.ratio()
-        if args.keep:
+        if args.keep and HERE in args.kernels:
             keep_others(args.keep, report)
     raw["runs"] = [each.describe() for each in report.judged]
     raw["guests"] = [{"about": each.about, "runs": [run.describe() for run in each.judged]} for each in report.guests]
@@ -83,7 +83,7 @@ def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespac
 def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
     with ZramSwap(SWAP_BYTES):
         for workload in WORKLOADS:
-            for environment in _environments(workload, long=args.long):
+            for environment in _environments(workload, long=args.long, brief=args.brief):
                 if not args.only or workload.name in args.only:
                     _one(report, workload, environment, seconds, folder, score=not args.brief)
         if not args.only and not args.brief:
@@ -118,12 +118,13 @@ def _tell(text: str) -> None:
     print(f"… {text}", file=sys.stderr, flush=True)
 
 
-def _environments(workload: Workload, *, long: bool) -> Iterator[Environment]:
+def _environments(workload: Workload, *, long: bool, brief: bool) -> Iterator[Environment]:
     """One process watched from outside and several with samplers inside; in a long run also the other way round."""
     few, many = workload.processes[0], workload.processes[-1]
     yield Environment(few, inside=False)
-    yield Environment(many, inside=True)
-    if long:
+    if not brief:
+        yield Environment(many, inside=True)
+    if long and not brief:
         yield Environment(few, inside=True)
         if many != few:
             yield Environment(many, inside=False)
@@ -141,7 +142,7 @@ def _arguments() -> argparse.Namespace:
         metavar="KERNEL",
         help="where: here (%(default)s), or a kernel that tests/vm/run can boot, such as 6.12",
     )
-    parser.add_argument("--brief", action="store_true", help="run the workloads and keep them, and neither score nor do more")
+    parser.add_argument("--brief", action="store_true", help="one environment each, kept and not scored, and nothing else")
     parser.add_argument("--json", metavar="FILE", help="write all scores, with what they are made of")
     parser.add_argument("--write", metavar="PAGE", help="put the tables between the markers of a page")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings there, with the truth")

@@ -15,7 +15,7 @@ from bench.fidelity.table import Report
 from pymemcg.errors import MemcgError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SECONDS = 4.0
+SECONDS = 3.0
 """Of each run. A guest's clock counts instructions, so a second in which much is done takes ten and more."""
 TIMEOUT_S = 7200
 _LOG = "guest.log"
