@@ -143,7 +143,7 @@ def _check_sampler(plan: Plan) -> Iterator[Check]:
         says = "as much as it wants" if most is None else f"{most / 2**20:.1f} MiB, enough"
         yield Check("locked memory", "yes", f"{says}: the sampler will never wait for its own memory", facts=facts)
     else:
-        says = f"RLIMIT_MEMLOCK is {most / 2**20:.1f} MiB: the rings are touched beforehand but can be swapped out"
+        says = f"RLIMIT_MEMLOCK is {most // 2**10:,} KiB: the rings are touched beforehand but can be swapped out"
         yield Check("locked memory", "partly", says, f"ulimit -l {-(-held // 1024)}, or CAP_IPC_LOCK", facts)
     yield _check_sharing(plan, ring)
 

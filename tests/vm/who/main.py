@@ -31,8 +31,7 @@ class Job:
         self.command = command
         self.home = tempfile.mkdtemp(prefix="pymemcg-as-", dir="/scratch" if os.path.ismount("/scratch") else None)
         self.environment = {**os.environ, "PYMEMCG_AS": who, "HOME": self.home, "TMPDIR": self.home}
-        file = make_file(self.home, 4 * limit)
-        if file:
+        if file := make_file(self.home, "file", 4 * limit):
             self.environment["PYMEMCG_AS_FILE"] = file
         if ids := _event_ids():
             self.environment["PYMEMCG_AS_EVENT_IDS"] = ids
@@ -187,7 +186,8 @@ def as_beside(job: Job, pod: Group) -> int:
     target, own = Group("target", pod), Group("debug", pod)
     target.limit(job.limit)
     own.limit(job.limit)
-    neighbour = [sys.executable, str(Path(__file__).with_name("neighbour.py")), str(job.limit)]
+    file = make_file(job.home, "neighbours", 4 * job.limit)  # pages are charged to whoever reads them first
+    neighbour = [sys.executable, str(Path(__file__).with_name("neighbour.py")), file or "", str(job.limit)]
     job.environment |= {"USER": "nobody", "LOGNAME": "nobody", "HOME": "/tmp", "TMPDIR": "/tmp"}
     # The neighbour's number inside is 1, and that of the process that belongs to somebody else there:
     job.environment["PYMEMCG_AS_FOREIGN"] = "2"

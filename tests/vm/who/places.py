@@ -14,12 +14,12 @@ from who import confine
 _IN_MEMORY = ("tmpfs", "ramfs", "overlay")
 
 
-def make_file(folder: str, size: int) -> str | None:
+def make_file(folder: str, name: str, size: int) -> str | None:
     """A file without content whose pages are cached, and charged, when they are read; None where it would be in memory."""
     os.chmod(folder, 0o755)
     if _file_system(folder) in _IN_MEMORY:
         return None
-    path = f"{folder}/file"
+    path = f"{folder}/{name}"
     with open(path, "wb") as file:
         file.truncate(size)
     os.chmod(path, 0o644)

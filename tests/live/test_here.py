@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process may do where it happens to be, whoever it is: `tests/vm/as WHO` makes the places; without it, right here."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+from actor import MIB, Actor, start, until
+
+import pymemcg
+from pymemcg import NotSupported, Sampler, TargetError, tracepoints
+from pymemcg.child import ChildGroup
+from pymemcg.doctor import examine
+
+pytestmark = pytest.mark.live
+
+WHO = os.environ.get("PYMEMCG_AS", "")
+GIVEN_FILE, GIVEN_IDS = os.environ.get("PYMEMCG_AS_FILE"), os.environ.get("PYMEMCG_AS_EVENT_IDS")
+CONFINED = ("container", "beside")
+MOST_TO_READ = 1 << 30
+# By which name the reason stands for a column of `usage` that is not there.
+REASONS = {"usage_bytes": "usage", "high_hits": "high", "rss_bytes": "usage", "shared_bytes": "usage"}
+
+
+@pytest.fixture
+def sampler():
+    with Sampler(history_s=30) as sampler:
+        yield sampler
+
+
+def fill(own: pymemcg.cgroup.Level, size: int) -> None:
+    """Read more than the group may hold, so that reading reclaims, until its limit was hit often enough to be no chance."""
+    counter = f"{own.directory}/{own.files['hits']}"
+    assert GIVEN_FILE is not None
+    buffer, before = bytearray(MIB), hits(counter)
+    with open(GIVEN_FILE, "rb", buffering=0) as file:
+        for _ in range(3 * size // MIB):
+            if not file.readinto(buffer):
+                file.seek(0)
+            if hits(counter) > before + 20:
+                break
+
+
+def hits(path: str) -> int:
+    with open(path) as file:
+        words = file.read().split()
+    return int(words[words.index("max") + 1] if "max" in words else words[0])
+
+
+class TestSelf:
+    def test_it_samples(self, sampler):
+        if WHO:
+            assert sampler.role == "sampling"
+        until(lambda: len(sampler.usage.window()) > 20)
+        row = sampler.usage.window(rows=1)
+        if "usage_bytes" in row:
+            assert row["usage_bytes"][0] > 0
+        else:
+            assert "root" in sampler.absent["usage"]
+        if sampler.role == "sampling":
+            assert row["rss_bytes"][0] > MIB
+
+    def test_what_is_absent_has_its_reason(self, sampler):
+        for name in ("usage_bytes", "limit_hits", "high_hits", "memsw_hits", "oom_kills"):
+            if name not in sampler.usage.names:
+                role = REASONS.get(name, name)
+                assert len(sampler.absent.get(role) or sampler.absent["hits"]) > 10, name
+        for name in ("stat", "pressure", "node", "processes", "reclaim"):
+            if not getattr(sampler, name).names:
+                assert len(sampler.absent[name]) > 10, name
+
+    def test_evidence_that_works_is_used_and_what_does_not_is_said(self, sampler):
+        assert set(sampler.evidence) == {"trace", "psi", "wchan", "counters"}
+        shown = {
+            "trace": "reclaim" not in sampler.absent,
+            "psi": "some_us" in sampler.pressure.names,
+            "counters": any(name.endswith("_hits") for name in sampler.usage.names),
+        }
+        for name, works in shown.items():
+            assert (sampler.evidence[name] is None) == works, (name, sampler.evidence[name])
+        for name, why in sampler.evidence.items():
+            assert why is None or len(why) > 5, name
+            if why is not None and name != "wchan":
+                with pytest.raises(NotSupported, match="cannot be had"):
+                    Sampler(evidence=name).start()
+
+    def test_doctor_says_the_same(self, sampler):
+        command = [sys.executable, "-m", "pymemcg", "doctor", "--json"]
+        report = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        said = {check["name"]: check["state"] for check in report["checks"]}
+        assert ("reclaim" in said) == (sampler.evidence["trace"] is not None)
+        assert (said["pressure"] == "no") == (sampler.evidence["psi"] is not None)
+        for name, why in sampler.absent.items():
+            if name in said and name != "sharing":
+                assert any(check["says"] == why for check in report["checks"] if check["name"] == name), name
+
+    def test_every_limit_that_can_be_seen_has_a_row(self, sampler):
+        levels = sampler.target.levels
+        until(lambda: set(sampler.limits.window()["level"].tolist()) >= {0, len(levels) - 1} or len(levels) == 1)
+        rows = sampler.limits.window()
+        limit, level = sampler.target.limit()
+        if level is not None:
+            at = rows["level"] == levels.index(level)
+            assert limit in rows["limit_bytes"][at].tolist()
+        if WHO in CONFINED:
+            assert [level.name for level in levels] == ["/"], "what is outside of the namespace is not to be seen"
+            assert limit is not None
+
+    def test_memory_that_cannot_be_locked_is_used_unlocked(self, sampler):
+        if sampler.role != "sampling":
+            pytest.skip("another process samples this group")
+        locked, most = sampler.stats()["locked_bytes"], resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        check = next(check for check in examine()["checks"] if check.name == "locked memory")
+        assert (check.state == "yes") == (locked > 0)
+        if WHO in CONFINED:
+            assert most == 64 << 10
+            assert locked <= most
+            assert "RLIMIT_MEMLOCK is 64 KiB" in check.says
+
+    def test_perf_events_that_are_denied_are_done_without(self):
+        try:
+            ids = tracepoints.parse_event_ids(GIVEN_IDS) if GIVEN_IDS else tracepoints.event_ids()
+        except NotSupported as error:
+            pytest.skip(f"{error}; no ids were handed in, as tests/vm/as does where there are some")
+        with Sampler(event_ids=ids) as sampler:
+            why = sampler.evidence["trace"]
+            until(lambda: len(sampler.usage.window()) > 5)
+        if WHO not in ("", "root"):
+            assert why is not None
+            assert "perf_event_open is denied" in why
+            assert "CAP_PERFMON" in why
+        else:
+            assert why == tracepoints.probe(ids)
+
+    def test_another_process_attaches_and_goes_on(self):
+        own = Actor()
+        try:
+            if start(own, "history_s=5") != "sampling":
+                pytest.skip("another process samples this group")
+            with Sampler(history_s=5) as sampler:
+                assert sampler.role == "attached"
+                before = sampler.usage.head
+                until(lambda: sampler.usage.head > before)
+                own.do("s.stop()")
+                until(lambda: sampler.role == "sampling")
+                before = sampler.usage.head
+                until(lambda: sampler.usage.head > before)
+        finally:
+            own.close()
+
+    def test_a_stall_at_the_own_limit_is_told(self, sampler):
+        limit, level = sampler.target.limit()
+        own = sampler.target.levels[0]
+        if limit is None or level != own or limit > MOST_TO_READ:
+            pytest.skip("this group has no limit of its own that a test could come to: tests/vm/as WHO sets one")
+        if GIVEN_FILE is None:
+            pytest.skip("no file whose cache can be reclaimed: temporary files are in memory here")
+        fill(own, limit)
+        told = until(lambda: [stall for stall in pymemcg.stalls(sampler) if stall.cause == "limit"], 30)
+        works = {name for name, why in sampler.evidence.items() if why is None}
+        best = next(name for name in ("trace", "psi", "counters") if name in works)
+        for stall in told:
+            assert set(stall.evidence) <= works
+            assert stall.limit_bytes == limit
+        assert any(best in stall.evidence for stall in told)
+        assert sum(stall.limit_hits or 0 for stall in told) > 0
+        assert any((stall.stall_ns is not None) == (best != "counters") for stall in told)
+
+
+class TestOwnGroups:
+    """Groups that the process makes itself."""
+
+    def test_who_may_make_groups_can_and_who_may_not_is_told(self):
+        why = ChildGroup.possible()
+        if WHO in ("root", "owner"):
+            assert why is None
+            with ChildGroup("here", limit_bytes=64 * MIB) as group:
+                assert pymemcg.resolve(group.directory).limit()[0] == 64 * MIB
+        elif WHO:
+            assert why is not None
+            assert ("read-only" in why) == (WHO in CONFINED)
+            assert "delegated" in why or "read-only" in why
+
+
+@pytest.mark.skipif(WHO != "beside", reason="there is no container beside this one: tests/vm/as beside makes one")
+class TestBeside:
+    """The first process of the pid namespace is in another group, and in another cgroup namespace."""
+
+    def test_its_group_is_found_through_its_root_directory(self):
+        target = pymemcg.resolve("pid:1")
+        assert target.directory.startswith("/proc/1/root/")
+        assert not target.own
+        assert os.stat(target.directory).st_ino != os.stat(pymemcg.resolve().directory).st_ino
+
+    def test_its_stalls_are_told(self):
+        with Sampler("pid:1", history_s=30) as sampler:
+            assert sampler.role == "sampling"
+            if GIVEN_FILE is None:
+                pytest.skip("no file whose cache can be reclaimed: temporary files are in memory here")
+            os.kill(1, signal.SIGUSR1)
+            told = until(lambda: [stall for stall in pymemcg.stalls(sampler) if stall.cause == "limit"], 60)
+            assert told[0].limit_bytes == sampler.target.limit()[0]
+
+    def test_a_process_of_another_user_is_refused_with_what_would_help(self):
+        foreign = os.environ["PYMEMCG_AS_FOREIGN"]
+        uid = os.stat(f"/proc/{foreign}").st_uid
+        assert uid != os.getuid()
+        with pytest.raises(TargetError, match=rf"belongs to uid {uid}: run as that user, or with CAP_SYS_PTRACE"):
+            Sampler(f"pid:{foreign}").start()
