@@ -65,15 +65,22 @@ def by_kind(kinds: Ints, rises: Rises) -> list[str]:
         kinds: Shape (groups, kinds): how long each kind held somebody in each group.
         rises: What rose meanwhile.
     """
-    main = np.argmax(kinds[:, : HIGH_SLEEP + 1], axis=1)
+    main = _main(kinds)
     memcg = np.select(
         [rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0, rises.own_lately > 0],
         ["limit", "high", "ancestor", OUTSIDE, "limit"],
         "unknown",
     )
-    node = np.isin(main, [DIRECT, COMPACTION, THROTTLED])
+    node = np.isin(main, [DIRECT, COMPACTION])
     cause = np.where(node, "global", np.where(main == HIGH_SLEEP, "high", memcg))
     return _killed(cause, rises)
+
+
+def _main(kinds: Ints) -> npt.NDArray[np.intp]:
+    """What held the longest. Throttling does not count: it nests in reclaim of either kind (reclaim_throttle() in mm/vmscan.c)."""
+    told = kinds[:, : HIGH_SLEEP + 1].copy()
+    told[:, THROTTLED] = 0
+    return np.argmax(told, axis=1)
 
 
 def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
@@ -117,8 +124,7 @@ def hits_of(causes: list[str], rises: Rises) -> Ints:
 
 def needs_looking(kinds: Ints, rises: Rises) -> Bools:
     """Groups of which only the next look at limits and ancestors can say why: reclaim without a hit of the own limits."""
-    main = np.argmax(kinds[:, : HIGH_SLEEP + 1], axis=1)
-    unexplained: Bools = (main == MEMCG) & (rises.own == 0) & (rises.high == 0)
+    unexplained: Bools = (_main(kinds) == MEMCG) & (rises.own == 0) & (rises.high == 0)
     return unexplained
 
 

@@ -109,6 +109,12 @@ def test_a_throttled_wait_inside_reclaim_counts_once(find):
     assert (stall.stall_ns, stall.cause) == (3 * MS, "global")
 
 
+def test_throttling_is_of_the_reclaim_that_it_is_in(find):
+    """After the sleep the thread waits for a CPU, so less is known of the reclaim than of the sleep."""
+    (stall,) = find(usage=ticks(3, hits=[11]), reclaim=joined(held((10, 9, 5), wait_ms=5), held((11, 6, 5), kind=4)))
+    assert stall.cause == "limit"
+
+
 def test_reclaim_at_memory_high(find):
     (stall,) = find(usage=ticks(3, high=[11, 11.5]), reclaim=held((10, 3, 5)), evidence="trace")
     assert (stall.cause, stall.limit_hits) == ("high", 2)
