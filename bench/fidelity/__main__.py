@@ -82,7 +82,7 @@ def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespac
 
 def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
     with ZramSwap(SWAP_BYTES):
-        for workload in WORKLOADS:
+        for workload in (each for each in WORKLOADS if each.cpus <= len(os.sched_getaffinity(0))):
             for environment in _environments(workload, long=args.long, brief=args.brief):
                 if not args.only or workload.name in args.only:
                     _one(report, workload, environment, seconds, folder, score=not args.brief)

@@ -45,6 +45,7 @@ class Workload:
             `running` lets it take so much longer.
         swap: Whether the group may swap.
         processes: How many processes there may be; more than one only where that asks something new.
+        cpus: How many it needs to be a question of its own.
         true_stalls: Whether there should be any stall of a millisecond; where not, any that is told of is wrong.
     """
 
@@ -66,6 +67,7 @@ class Workload:
     touch_ns: int | None = None
     swap: bool = True
     processes: tuple[int, ...] = (1, 3)
+    cpus: int = 1
     true_stalls: bool = True
 
 
@@ -115,7 +117,7 @@ WORKLOADS = (
     ),
     Workload("bursts", "anonymous memory over the limit, 60 ms of each 300 ms", "anon", steady(60, 300)),
     Workload("mixed", "anonymous memory over the limit, 0.1–20 ms after pauses of 20–120 ms", "anon", mixed(0.1, 20, 70)),
-    Workload("wandering", "as mixed, but on any CPU", "anon", mixed(0.1, 20, 70), wander=True),
+    Workload("wandering", "as mixed, but on any CPU", "anon", mixed(0.1, 20, 70), wander=True, cpus=2),
     Workload("light", "anonymous memory over the limit, 0.5–10 ms after pauses of 150–850 ms", "anon", mixed(0.5, 10, 500)),
     Workload("one of four", "as mixed in one thread, beside three that compute", "anon", mixed(0.1, 20, 70), spinners=3),
     Workload("threads", "as mixed in each of four threads", "anon", mixed(0.1, 20, 200), threads=4),
@@ -156,6 +158,7 @@ WORKLOADS = (
         always,
         over=0.5,
         beside=_FLAT_OUT,
+        cpus=2,
         true_stalls=False,
     ),
     Workload(
