@@ -206,8 +206,11 @@ static void end_interval(struct memcg_trace *trace, struct memcg_traced *thread,
 static void throttled(struct memcg_trace *trace, const struct memcg_traced *thread, const struct memcg_perf_event *event)
 {
     uint64_t took = event->value > 0 ? (uint64_t)event->value * 1000 : 0; /* it is told of when it is over */
-    const struct memcg_interval interval = {event->t_ns - took,      event->t_ns, thread->pid, thread->tid,
-                                            MEMCG_RECLAIM_THROTTLED, MEMCG_NONE,  MEMCG_NONE};
+    uint64_t start = event->t_ns - took;
+    if (thread->kind && start < thread->start_ns) /* it is counted in jiffies, and nests in what it seems to begin before */
+        start = thread->start_ns < event->t_ns ? thread->start_ns : event->t_ns;
+    const struct memcg_interval interval = {start,      event->t_ns, thread->pid, thread->tid, MEMCG_RECLAIM_THROTTLED,
+                                            MEMCG_NONE, MEMCG_NONE};
     put_interval(trace, &interval, thread->member);
 }
 

@@ -76,11 +76,12 @@ def by_kind(kinds: Ints, rises: Rises) -> list[str]:
     return _killed(cause, rises)
 
 
-def _main(kinds: Ints) -> npt.NDArray[np.intp]:
-    """What held the longest. Throttling does not count: it nests in reclaim of either kind (reclaim_throttle() in mm/vmscan.c)."""
+def _main(kinds: Ints) -> Ints:
+    """What held the longest. Throttling does not count: it nests in reclaim of either kind (reclaim_throttle in vmscan.c)."""
     told = kinds[:, : HIGH_SLEEP + 1].copy()
     told[:, THROTTLED] = 0
-    return np.argmax(told, axis=1)
+    main: Ints = np.argmax(told, axis=1)
+    return main
 
 
 def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:

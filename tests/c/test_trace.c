@@ -78,6 +78,7 @@ static void test_pairs_by_thread(void)
     event(MEMCG_TRACE_MEMCG_BEGIN, 10, 1000, OWN, MEMCG_NONE);
     event(MEMCG_TRACE_DIRECT_BEGIN, 11, 1500, OWN, MEMCG_NONE);
     event(MEMCG_TRACE_MEMCG_END, 10, 2000, OWN, 32);
+    event(MEMCG_TRACE_THROTTLED, 11, 5000, OWN, 4); /* in jiffies, which seem to begin before that reclaim */
     event(MEMCG_TRACE_THROTTLED, 11, 9000, OWN, 4);
     event(MEMCG_TRACE_DIRECT_END, 11, 9500, OWN, 7);
     event(MEMCG_TRACE_COMPACTION_BEGIN, 11, 9600, OWN, MEMCG_NONE);
@@ -88,6 +89,7 @@ static void test_pairs_by_thread(void)
     memcg_trace_answer(&trace, &config); /* without a path of the group nothing but its id tells: 12 is another's */
     drain(2 * MS);
     expect(1000, 2000, 10, MEMCG_RECLAIM_MEMCG, 32);
+    expect(1500, 5000, 11, MEMCG_RECLAIM_THROTTLED, MEMCG_NONE);
     expect(5000, 9000, 11, MEMCG_RECLAIM_THROTTLED, MEMCG_NONE);
     expect(1500, 9500, 11, MEMCG_RECLAIM_DIRECT, 7);
     expect(9600, 9700, 11, MEMCG_RECLAIM_COMPACTION, MEMCG_NONE);

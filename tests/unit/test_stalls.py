@@ -110,8 +110,8 @@ def test_a_throttled_wait_inside_reclaim_counts_once(find):
 
 
 def test_throttling_is_of_the_reclaim_that_it_is_in(find):
-    """After the sleep the thread waits for a CPU, so less is known of the reclaim than of the sleep."""
-    (stall,) = find(usage=ticks(3, hits=[11]), reclaim=joined(held((10, 9, 5), wait_ms=5), held((11, 6, 5), kind=4)))
+    """Recordings of before have throttling, which is told in jiffies, that begins before that reclaim."""
+    (stall,) = find(usage=ticks(3, hits=[11]), reclaim=joined(held((10, 5, 5)), held((8, 6, 5), kind=4)))
     assert stall.cause == "limit"
 
 
