@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from pymemcg import sharing
 
 MIB = 1 << 20
 
-# A hundred processes start: where nothing may be written beside the sources, each would compile all of them.
+# A hundred processes start: where nothing is compiled beside the sources, and may not be, each would compile all of them.
 _CACHE = tempfile.TemporaryDirectory(prefix="pymemcg-pycache-")
 _COMPILED_ONCE = {"PYTHONPYCACHEPREFIX": _CACHE.name, "PYTHONDONTWRITEBYTECODE": ""}
+if os.path.exists(cache_from_source(sharing.__file__)):
+    _COMPILED_ONCE = {}
 
 # Answers go to a descriptor of their own, so that whatever the code under test prints cannot pass for one. Only what all
 # tests need is imported: what an import costs, and when numpy comes, is a subject of the tests.
@@ -194,6 +197,14 @@ def lock_is_free(directory: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended; where nobody waits for orphans, as in many a container, it stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def until(true: Callable[[], Any], seconds: float = 10) -> Any:

@@ -101,10 +101,12 @@ def swap() -> Iterator[None]:
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder on a real disk."""
-    in_guest = bool(os.environ.get("PYMEMCG_VM"))  # where all but this is in memory, whatever it is called
-    for place in ["/scratch"] if in_guest else [tempfile.gettempdir(), "/var/tmp"]:
-        if os.path.isdir(place) and file_system(place) not in IN_MEMORY:
+    in_guest = bool(os.environ.get("PYMEMCG_VM"))  # where all but /scratch is in memory, whatever it is called
+    for place in [tempfile.gettempdir(), "/scratch" if in_guest else "/var/tmp"]:
+        if in_guest and not place.startswith("/scratch"):
+            continue
+        if os.access(place, os.W_OK) and file_system(place) not in IN_MEMORY:
             with tempfile.TemporaryDirectory(prefix="pymemcg-", dir=place) as folder:
                 yield Path(folder)
             return
-    pytest.skip("there is no disk")
+    pytest.skip("there is no disk that may be written to")

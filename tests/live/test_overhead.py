@@ -8,9 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from actor import ended, until
 
 pytest.importorskip("scipy")
 pytest.importorskip("psutil")
@@ -57,10 +57,7 @@ print(worker.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=30, check=False)
-    deadline = time.monotonic() + 10
-    while os.path.exists(f"/proc/{int(done.stdout)}") and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not os.path.exists(f"/proc/{int(done.stdout)}")
+    until(lambda: ended(int(done.stdout)))
 
 
 def test_worker_leaves_ctrl_c_to_who_started_it(worker):

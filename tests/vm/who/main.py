@@ -92,7 +92,8 @@ def start(run: Callable[[], None], first: Callable[[int], None] | None = None) -
             os.close(fd)
         return pid
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)  # a shell's background ignores some of them
         confine.die_with_parent()
         os.read(go_read, 1)
         run()
