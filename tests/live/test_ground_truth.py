@@ -67,15 +67,18 @@ def test_truth_of_bursts(tmp_path, inside):
 
 
 def test_truth_of_touches(tmp_path):
-    with ZramSwap(256 << 20):
-        run = running.run(workload("thrash"), running.Environment(1, inside=False), 1, str(tmp_path / "run.memcg"))
-    assert run.touches
-    assert all(run.begin_ns <= start < end for _tid, start, end in run.touches)
+    for seconds in (1, 5, 25):  # until a slow machine has come to the limit
+        with ZramSwap(256 << 20):
+            run = running.run(workload("thrash"), running.Environment(1, inside=False), seconds, str(tmp_path / "run.memcg"))
+        assert run.touches
+        assert all(run.begin_ns <= start < end for _tid, start, end in run.touches)
+        tids = {tid for tid, _start, _end in run.touches}
+        reclaims = [each for each in run.truth.intervals if each.tid in tids and each.start_ns >= run.begin_ns]
+        if reclaims:
+            break
+    assert reclaims
     # Each reclaim of the thread that touched lies within a touch.
     covered = truth.union((start, end) for _tid, start, end in run.touches)
-    tids = {tid for tid, _start, _end in run.touches}
-    reclaims = [each for each in run.truth.intervals if each.tid in tids and each.start_ns >= run.begin_ns]
-    assert reclaims
     inside = [truth.overlap(covered, each.start_ns, each.end_ns) == each.end_ns - each.start_ns for each in reclaims]
     assert sum(inside) >= 0.9 * len(inside)
 
