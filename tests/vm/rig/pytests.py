@@ -64,11 +64,11 @@ class Said:
 
 
 def command(python: Path, *arguments: str) -> list[str]:
-    """Starts pytest; `CI` lets it print whole lines."""
+    """Starts pytest. `CI` lets it print whole lines; plugins that no live test uses cost more than half of its start."""
+    environment = ["env", "CI=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"]
     options = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=120", "--color=no"]
     return [
-        "env",
-        "CI=1",
+        *environment,
         str(python),
         "-m",
         "pytest",
