@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 UML = "uml"
 UML_PACKAGE = "user-mode-linux"
+APT_TIMEOUT_S = 180
 
 
 class UnavailableError(Exception):
@@ -81,10 +82,10 @@ def _locked_cache() -> Iterator[Path]:
 
 def _known_to_apt(name: str) -> list[str]:
     prefix = UML_PACKAGE if name == UML else f"linux-image-{name}."
-    packages = _apt("apt-cache", "pkgnames", prefix).split()
+    packages = apt("apt-cache", "pkgnames", prefix).split()
     if not _newest(packages, name) and os.geteuid() == 0:
-        _apt("apt-get", "-q", "update")
-        packages = _apt("apt-cache", "pkgnames", prefix).split()
+        apt("apt-get", "-q", "update")
+        packages = apt("apt-cache", "pkgnames", prefix).split()
     return packages
 
 
@@ -92,24 +93,29 @@ def _download(package: str, folder: Path) -> None:
     with TemporaryDirectory(dir=folder.parent) as temporary:
         fetch = ("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package)
         try:
-            _apt(*fetch, folder=temporary)
+            apt(*fetch, folder=temporary)
         except UnavailableError:  # apt's lists may name a version that the archive no longer has
-            _apt("apt-get", "-q", "update")
-            _apt(*fetch, folder=temporary)
+            apt("apt-get", "-q", "update")
+            apt(*fetch, folder=temporary)
         (archive,) = Path(temporary).glob("*.deb")
         tree = Path(temporary) / "tree"
-        _apt("dpkg-deb", "--extract", str(archive), str(tree))
+        apt("dpkg-deb", "--extract", str(archive), str(tree))
         tree.rename(folder)
 
 
-def _apt(*command: str, folder: str = "/") -> str:
+def apt(*command: str, folder: str = "/") -> str:
+    """What one of its commands prints."""
     if not shutil.which(command[0]):
         raise UnavailableError(
             f"{command[0]} is not here; on another system than Debian, extract a Debian kernel and give its folder"
         )
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UnavailableError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    options = {"cwd": folder, "stdin": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+    try:
+        done = subprocess.run(command, **options, capture_output=True, text=True, timeout=APT_TIMEOUT_S, check=True)
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{' '.join(command)}: not done after {APT_TIMEOUT_S} s") from None
+    except subprocess.CalledProcessError as error:
+        raise UnavailableError(f"{' '.join(command)}: {error.stderr.strip() or error.returncode}") from None
     return done.stdout
 
 

@@ -120,7 +120,8 @@ def _port(name: str, path: str) -> list[str]:
 
 def make_disk(path: Path, size: int) -> None:
     """An ext4 file system of so many MiB in a file."""
-    os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), size << 20)
+    with path.open("wb") as file:
+        file.truncate(size << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", "-O", "^has_journal", path], check=True)
 
 
