@@ -56,7 +56,7 @@ def find(name: str) -> Kernel:
         if not package:
             package = _newest(_known_to_apt(name), name)
             if not package:
-                raise UnavailableError(f"apt knows no {_described(name)}: Debian 12 has it; is its archive configured?")
+                raise UnavailableError(f"apt knows no {_described(name)}; Debian 12 has 6.1, 6.12 and {UML_PACKAGE}")
             _download(package, kernels / package)
         return _extracted(kernels / package, name)
 

@@ -29,6 +29,8 @@ PREFIX = "pymemcg-vm-"
 
 def need(packages: dict[str, str]) -> None:
     """Look for commands; each comes with the Debian package that has it."""
+    if os.geteuid() != 0:
+        raise UnavailableError("a guest has this machine's file tree, and root there is root: so only root may start one")
     missing = {package for command, package in packages.items() if not shutil.which(command)}
     if missing:
         raise UnavailableError(f"missing here: apt-get install --no-install-recommends {' '.join(sorted(missing))}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rig.kernels import Kernel, UnavailableError
-from rig.processes import folder, need, outcome, relay, running
+from rig.processes import folder, outcome, relay, running
 from rig.qemu import Job, make_disk
 
 HERE = Path(__file__).resolve().parent
@@ -24,7 +24,6 @@ def run(kernel: Kernel, job: Job) -> int:
     """Boot, run the command, return its exit status; or 124, 125."""
     if job.cpus > 1 or job.icount:
         raise UnavailableError("user-mode Linux has one CPU and counts no instructions")
-    need(TOOLS)
     begun = time.monotonic()
     with folder() as base:
         log = job.kernel_log or base / "kernel.log"
