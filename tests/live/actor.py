@@ -180,9 +180,9 @@ def maps(pid: int | str = "self") -> int:
     return sum("pymemcg" in line and ".so" not in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
-def ring_file(directory: str, uid: int = 0) -> Path:
+def ring_file(directory: str, uid: int | None = None) -> Path:
     """Where the ring of a group is, if it has a name."""
-    return Path(sharing.ring_path(os.stat(directory), uid))
+    return Path(sharing.ring_path(os.stat(directory), os.geteuid() if uid is None else uid))
 
 
 def lock_is_free(directory: str) -> bool:

@@ -41,6 +41,13 @@ def _tracefs() -> Iterator[None]:
 
 
 @pytest.fixture
+def only_root() -> None:
+    """For what becomes another user, or enters namespaces without one of users."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user, enter namespaces without one of users, or choose pids")
+
+
+@pytest.fixture
 def importable_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lets workers import `bench` of this checkout, but not its `pymemcg`, which has no extension beside it."""
     (tmp_path / "path").mkdir()

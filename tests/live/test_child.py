@@ -155,6 +155,7 @@ def test_below_a_directory_that_is_no_group(tmp_path):
         ChildGroup("nowhere", parent=tmp_path)
 
 
+@pytest.mark.usefixtures("only_root")
 def test_another_user_is_told_why_not():
     code = "import os; from pymemcg.child import ChildGroup; os.setuid(65534); print(ChildGroup.possible())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -106,7 +106,7 @@ class TestNumber:
     )
 
     @pytest.fixture
-    def parent(self, make_actor):
+    def parent(self, only_root, make_actor):
         """A process that can give its children numbers."""
         if not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK):
             pytest.skip("/proc/sys/kernel/ns_last_pid may not be written here (root, CONFIG_CHECKPOINT_RESTORE)")

@@ -45,7 +45,7 @@ def test_a_recording_has_the_rows_of_the_ring(group, make_actor, tmp_path):
         assert recording.clock.head >= 1
 
 
-def test_a_disk_that_fills_up(group, make_actor):
+def test_a_disk_that_fills_up(only_root, group, make_actor):
     """An error that names the file, and what was written until then is a recording."""
     actor = make_actor()
     actor.do(NAMESPACES)

@@ -140,7 +140,7 @@ class TestFailures:
         assert (threads(), files()) == before
 
     @pytest.fixture
-    def nobody(self, group, make_actor):
+    def nobody(self, only_root, group, make_actor):
         """Another user, who may not read what root forbids."""
         actor = make_actor(group)
         actor.do("import gc, numpy, resource; from pymemcg import Sampler; os.setuid(65534)")  # files may be root's alone

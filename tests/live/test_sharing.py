@@ -224,7 +224,7 @@ class TestAlone:
     """Who may not attach samples for itself, leaves PSI to the holder while there is one, and says so."""
 
     @pytest.fixture
-    def nobody(self, group, make_actor):
+    def nobody(self, only_root, group, make_actor):
         actor = make_actor(group)
         actor.do("import numpy; from pymemcg import Sampler; os.setuid(65534)")
         return actor

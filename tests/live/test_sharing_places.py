@@ -43,7 +43,7 @@ class TestPlaces:
         return actor
 
     @pytest.mark.parametrize("place", PLACES)
-    def test_a_memfd_and_a_note(self, place, group, make_actor):
+    def test_a_memfd_and_a_note(self, only_root, place, group, make_actor):
         (source, kind, flags, options), code = PLACES[place]
         actor = self.mounted(
             group,

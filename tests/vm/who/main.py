@@ -29,7 +29,7 @@ class Job:
     def __init__(self, who: str, command: list[str], limit: int) -> None:
         self.who, self.limit = who, limit
         self.command = command
-        self.home = tempfile.mkdtemp(prefix="pymemcg-as-", dir="/scratch" if os.path.ismount("/scratch") else None)
+        self.home = tempfile.mkdtemp(prefix="memcg-as-", dir="/scratch" if os.path.ismount("/scratch") else None)
         self.environment = {**os.environ, "PYMEMCG_AS": who, "HOME": self.home, "TMPDIR": self.home}
         if file := make_file(self.home, "file", 4 * limit):
             self.environment["PYMEMCG_AS_FILE"] = file
