@@ -105,7 +105,7 @@ class Actor:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"the process ended with {self.process.wait(10)}: {self.errors()}")
+            raise AssertionError(f"the process ended with {self.process.wait(60)}: {self.errors()}")
         answer = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"], answer["text"])
@@ -124,7 +124,7 @@ class Actor:
         """Let it run to its end, as any program does, and say how it ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def kill(self) -> None:
         self.process.kill()
@@ -207,7 +207,7 @@ def ended(pid: int) -> bool:
         return True
 
 
-def until(true: Callable[[], Any], seconds: float = 10) -> Any:
+def until(true: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait for something that must come; how long it takes is not what is asserted."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

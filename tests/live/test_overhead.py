@@ -56,7 +56,7 @@ worker.begin("serving.serve", seconds=60, sampled=False)
 print(worker.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=90, check=False)
     until(lambda: ended(int(done.stdout)))
 
 

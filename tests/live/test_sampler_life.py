@@ -246,7 +246,7 @@ class TestEnd:
 
     def test_by_os_exit(self, running, group):
         running.send("os._exit(7)")
-        assert running.process.wait(10) == 7
+        assert running.process.wait(60) == 7
         assert lock_is_free(group.directory)
 
     def test_by_ctrl_c(self, running, group):
@@ -254,7 +254,7 @@ class TestEnd:
         running.send("with s: time.sleep(60)")
         time.sleep(0.2)
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(10) == -signal.SIGINT
+        assert running.process.wait(60) == -signal.SIGINT
         assert "KeyboardInterrupt" in running.errors()
         assert not ring_file(group.directory).exists()
 
