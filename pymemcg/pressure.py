@@ -142,5 +142,5 @@ def _why_no_pressure(view: View, directory: str | None, error: SourceError) -> s
             pass
         return f"{error}"
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
-        return "the kernel has no PSI, or it is off: boot with psi=1 (kernel 4.20 or later with CONFIG_PSI)"
+        return "the kernel has no PSI, or it is off: boot with psi=1 (4.20 or later with CONFIG_PSI)"
     return f"{error}"
