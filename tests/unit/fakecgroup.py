@@ -14,6 +14,9 @@ import shutil
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+KERNELS = ["6.1-v1", "6.1-v2", "6.12-v2", "6.18-hybrid", "uml-6.1-v2"]
+"""Those that were captured."""
+
 PSI = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 V1_UNLIMITED = 9223372036854771712
 
@@ -153,6 +156,11 @@ def machine_with_self(tmp_path: Path, layout: str, group: str = "/web", **kwargs
     machine.process(100, group, **kwargs)
     machine.become(100)
     return machine
+
+
+def has_psi(kernel: str) -> bool:
+    """Whether a captured kernel has PSI."""
+    return (DATA / kernel / "proc/pressure/memory").exists()
 
 
 def captured(name: str, tmp_path: Path) -> tuple[str, int]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from fakecgroup import V1_UNLIMITED, FakeMachine, captured, machine_with_self, mount_line
+from fakecgroup import KERNELS, V1_UNLIMITED, FakeMachine, captured, has_psi, machine_with_self, mount_line
 
 from pymemcg.cgroup import resolve
 from pymemcg.errors import NotSupported, SourceError, TargetError
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 
 class TestCapturedKernels:
-    @pytest.mark.parametrize("kernel", ["6.1-v2", "6.12-v2"])
+    @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.endswith("v2")])
     def test_v2(self, kernel, tmp_path):
         root, pid = captured(kernel, tmp_path)
         target = resolve("self", root=root)
@@ -30,13 +30,16 @@ class TestCapturedKernels:
         assert target.levels[1].files == files | {"hits": "memory.events.local"}
         assert target.levels[2].files == {}
         assert target.limit() == (64 * MIB, target.levels[0])
-        assert (target.pressure_file, target.pressure_scope) == (f"{group}/memory.pressure", "group")
+        psi = (f"{group}/memory.pressure", "group") if has_psi(kernel) else (None, None)
+        assert (target.pressure_file, target.pressure_scope) == psi
         assert target.cgroup2_directory == group
         assert (target.pid, target.own) == (pid, True)
-        assert set(target.absent) == {"memsw_limit", "memsw_hits"}
+        assert set(target.absent) - {"pressure"} == {"memsw_limit", "memsw_hits"}
+        assert ("pressure" in target.absent) == (not has_psi(kernel))
 
-    def test_hybrid_whose_cgroup2_path_differs(self, tmp_path):
-        root, pid = captured("6.18-hybrid", tmp_path)
+    @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if not kernel.endswith("v2")])
+    def test_hybrid_whose_cgroup2_path_differs(self, kernel, tmp_path):
+        root, pid = captured(kernel, tmp_path)
         target = resolve("self", root=root)
         assert (target.layout, target.version) == ("hybrid", 1)
         assert target.directory == f"{root}/sys/fs/cgroup/memory/pmc-parent/pmc-child"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakecgroup import KERNELS
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -174,7 +175,7 @@ def test_non_reclaimable_of_the_captured_v1_group():
     assert metrics.non_reclaimable_v1(usage, stat["file"]) == 66_588_672 - 56_766_464
 
 
-@pytest.mark.parametrize(("kernel", "group"), [("6.1-v2", V2), ("6.12-v2", V2), ("6.18-hybrid", V1)])
+@pytest.mark.parametrize(("kernel", "group"), [(kernel, V2 if kernel.endswith("v2") else V1) for kernel in KERNELS])
 def test_anon_file_split_agrees_with_the_captured_lru_lists(kernel, group):
     stat, _ = captured(kernel, group)
     split = metrics.anon_file_split(stat["anon"], stat["file"], stat["shmem"])

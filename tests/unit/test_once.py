@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fakecgroup import FakeMachine, captured
+from fakecgroup import KERNELS, FakeMachine, captured
 
 from pymemcg import resolve
 from pymemcg.doctor import examine
@@ -101,7 +101,7 @@ def test_the_root_of_v2_has_no_usage_and_doctor_does_not_call_it_measurable(tmp_
     assert [(check.state, bool(check.needs)) for check in checks] == [("no", True)]
 
 
-@pytest.mark.parametrize("kernel", ["6.1-v2", "6.12-v2", "6.18-hybrid"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_captured_kernels_read_whole(tmp_path, kernel):
     reading = read_once(resolve("self", root=str(captured(kernel, tmp_path)[0])))
     assert reading["usage_bytes"] > 0
