@@ -313,18 +313,23 @@ static void test_captured(void)
         size_t lines;
     } files[] = {
 #define V2(kernel) kernel "/sys/fs/cgroup/pmc-parent/"
-#define V1         "6.18-hybrid/sys/fs/cgroup/memory/pmc-parent/"
+#define V1(kernel) kernel "/sys/fs/cgroup/memory/pmc-parent/"
         {V2("6.1-v2") "pmc-child/memory.stat", V2("6.1-v2") "memory.stat", "file", 57090048, 47},
         {V2("6.12-v2") "pmc-child/memory.stat", V2("6.12-v2") "memory.stat", "file", 63619072, 60},
-        {V1 "pmc-child/memory.stat", V1 "memory.stat", "hierarchical_memsw_limit", 9223372036854771712u, 42},
+        {V2("uml-6.1-v2") "pmc-child/memory.stat", V2("uml-6.1-v2") "memory.stat", "file", 58486784, 46},
+        {V1("6.1-v1") "pmc-child/memory.stat", V1("6.1-v1") "memory.stat", "total_cache", 54329344, 40},
+        {V1("6.18-hybrid") "pmc-child/memory.stat", V1("6.18-hybrid") "memory.stat", "hierarchical_memsw_limit",
+         9223372036854771712u, 42},
         {V2("6.1-v2") "pmc-child/memory.events", V2("6.1-v2") "memory.events.local", "oom_kill", 1, 6},
         {V2("6.12-v2") "pmc-child/memory.events", V2("6.12-v2") "memory.events.local", "oom_kill", 1, 6},
-        {V1 "pmc-child/memory.oom_control", V1 "memory.oom_control", "oom_kill", 1, 3},
+        {V1("6.1-v1") "pmc-child/memory.oom_control", V1("6.1-v1") "memory.oom_control", "oom_kill", 1, 3},
+        {V1("6.18-hybrid") "pmc-child/memory.oom_control", V1("6.18-hybrid") "memory.oom_control", "oom_kill", 1, 3},
         {V2("6.1-v2") "pmc-child/cpu.stat", NULL, NULL, 0, 3},
         {V2("6.12-v2") "cpu.stat", NULL, NULL, 0, 9},
         {"6.18-hybrid/sys/fs/cgroup/unified/pmc-child/cpu.stat", NULL, NULL, 0, 4},
         {"6.1-v2/proc/vmstat", NULL, NULL, 0, 171},
         {"6.12-v2/proc/vmstat", NULL, NULL, 0, 182},
+        {"uml-6.1-v2/proc/vmstat", NULL, NULL, 0, 123},
         {"6.18-hybrid/proc/vmstat", NULL, NULL, 0, 192},
     };
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
