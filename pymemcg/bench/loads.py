@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,6 +134,8 @@ def make_file(limit_bytes: int) -> tempfile._TemporaryFileWrapper[bytes]:
 def anon_toucher(size: int) -> Callable[[], None]:
     """Writes a chunk of fresh pages, the next one at each call."""
     region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        region.madvise(mmap.MADV_NOHUGEPAGE)  # where they are always on, one touch would reclaim for the next 31 chunks, too
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
     noise = os.urandom(CHUNK_BYTES)  # or zram would store a page as one word
     at = 0
