@@ -63,10 +63,10 @@ class Group:
         """Of memory; set by us, and not by those within."""
         (self.memory / ("memory.limit_in_bytes" if self.hierarchies[0].version == 1 else "memory.max")).write_text(str(size))
 
-    def hand_down(self) -> None:
+    def hand_down(self, *, on: bool = True) -> None:
         """Let groups below have limits."""
         if self.hierarchies[0].version == 2:
-            (self.memory / "cgroup.subtree_control").write_text("+memory")
+            (self.memory / "cgroup.subtree_control").write_text("+memory" if on else "-memory")
 
     def delegate(self, uid: int) -> None:
         """Give it to a user, as systemd does: the group and the files that move processes, but not its limits."""

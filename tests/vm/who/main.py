@@ -14,6 +14,7 @@ from pathlib import Path
 
 from who import confine
 from who.groups import Group
+from who.outside import VARIABLE, Outside
 from who.places import make_file, on_the_way, open_up, read_only_root
 
 USER, FOREIGNER, NOBODY = 60123, 60124, 65534
@@ -38,6 +39,11 @@ class Job:
 
     def give_home(self, uid: int) -> None:
         os.chown(self.home, uid, uid)
+
+    def ask_outside(self, group: Group, *, inside: bool) -> Outside:
+        outside = Outside(group, inside=inside)
+        self.environment[VARIABLE] = outside.number
+        return outside
 
     def execute(self, command: list[str] | None = None) -> None:
         try:
@@ -108,6 +114,17 @@ def wait_for(pid: int) -> int:
     return status if status >= 0 else 128 - status
 
 
+def attend(pid: int, outside: Outside | None) -> int:
+    """Wait for the command, and do what it asks for meanwhile."""
+    if outside is None:
+        return wait_for(pid)
+    outside.begin()
+    try:
+        return wait_for(pid)
+    finally:
+        outside.end()
+
+
 def as_root(job: Job, group: Group) -> int:
     group.limit(job.limit)
 
@@ -125,10 +142,10 @@ def as_owner(job: Job, group: Group) -> int:
 
 def as_reader(job: Job, group: Group) -> int:
     group.limit(job.limit)
-    return _as_user(job, group)
+    return _as_user(job, group, job.ask_outside(group, inside=False))
 
 
-def _as_user(job: Job, group: Group) -> int:
+def _as_user(job: Job, group: Group, outside: Outside | None = None) -> int:
     job.give_home(USER)
     job.environment |= {"USER": "pymemcg-user", "LOGNAME": "pymemcg-user"}
 
@@ -137,13 +154,13 @@ def _as_user(job: Job, group: Group) -> int:
         confine.become(USER)
         job.execute()
 
-    return wait_for(start(run, first=group.add))
+    return attend(start(run, first=group.add), outside)
 
 
 def as_container(job: Job, group: Group) -> int:
     group.limit(job.limit)
     job.environment |= {"USER": "nobody", "LOGNAME": "nobody", "HOME": "/tmp", "TMPDIR": "/tmp"}
-    outside = Asker()
+    outside, groups = Asker(), job.ask_outside(group, inside=True)
 
     def run() -> None:
         open_up(job.command)
@@ -163,7 +180,7 @@ def as_container(job: Job, group: Group) -> int:
 
     pid = start(run)
     outside.serve("add", map_ids=lambda pid: confine.map_ids(pid, FIRST_ID), add=group.add)
-    return wait_for(pid)
+    return attend(pid, groups)
 
 
 def _see_own_namespaces(group: Group) -> None:
@@ -230,9 +247,10 @@ def as_beside(job: Job, pod: Group) -> int:
 
     start(run_target)
     outside.serve("ready", add=add, ready=lambda pid: None)
+    groups = job.ask_outside(own, inside=True)
     pid = start(run_own)
     again.serve("add", add=own.add)
-    return wait_for(pid)
+    return attend(pid, groups)
 
 
 WHO: dict[str, Callable[[Job, Group], int]] = {
