@@ -282,8 +282,9 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file, contextlib.suppress(BlockingIOError):
-        file.write(text)  # EAGAIN: not as much as was asked for
+    # EAGAIN: not as much as was asked for. Text is written when the file is closed.
+    with contextlib.suppress(BlockingIOError), open(path, "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def rises(recording: Recording) -> list[int]:
