@@ -17,7 +17,7 @@ from pymemcg import Sampler
 from pymemcg._ffi import NONE
 from pymemcg.stalls import stalls
 
-pytestmark = [pytest.mark.live, pytest.mark.kernel]
+pytestmark = pytest.mark.live
 
 # Page cache and nothing else: reclaimed without swap.
 CACHE = """

@@ -12,7 +12,7 @@ from actor import MIB, files, until
 
 from pymemcg import Sampler
 
-pytestmark = [pytest.mark.live, pytest.mark.kernel]
+pytestmark = pytest.mark.live
 
 MANY = 1_200
 # A shell forks faster than Python. `many` live until their line comes, or nobody is left who could send it.

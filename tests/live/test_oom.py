@@ -13,7 +13,7 @@ from actor import MIB, until
 import pymemcg
 from pymemcg import Sampler
 
-pytestmark = [pytest.mark.live, pytest.mark.kernel]
+pytestmark = pytest.mark.live
 
 LIMIT = 48 * MIB
 # Not to be reclaimed: nothing is swapped, and nothing is in a file. For huge pages it would wait for compaction, too.
