@@ -65,7 +65,6 @@ def rows(actor, what):
     return json.loads(actor.do(f"__import__('json').dumps({what})"))
 
 
-@pytest.mark.kernel
 def test_with_tracepoints_the_reclaim_of_each_span_s_own_thread(service, tmp_path):
     if reason := tracepoints.probe(tracepoints.event_ids()):
         pytest.skip(reason)
