@@ -34,6 +34,14 @@ NAMES: Final = tuple(event.split("/")[1] for event in _EVENTS)
 _NEEDED: Final = NAMES[:2]
 
 
+def _file_systems() -> list[str]:
+    """What the kernel can mount; that it can mount tracefs, where it does not say."""
+    try:
+        return read_text("/proc/filesystems").split()
+    except SourceError:
+        return ["tracefs"]
+
+
 def event_ids() -> dict[str, int]:
     """The tracepoints' numbers: from the environment variable PYMEMCG_EVENT_IDS where it is set, else from tracefs.
 
@@ -48,6 +56,8 @@ def event_ids() -> dict[str, int]:
     given = os.environ.get(EVENT_IDS_VARIABLE)
     if given is not None:
         return parse_event_ids(given)
+    if "tracefs" not in _file_systems():
+        raise NotSupported("this kernel has no tracepoints", hint="a kernel with CONFIG_FTRACE")
     problem = f"tracefs is not mounted at {TRACEFS[0]}"
     for root in TRACEFS:
         if not os.path.isdir(f"{root}/events/vmscan"):
