@@ -66,9 +66,8 @@ def needs_reclaim(stalls: list[dict], data: str) -> None:
 
 
 @pytest.fixture
-def recording(make_group, make_actor, data, tmp_path) -> Path:
+def recording(own_groups, data, tmp_path) -> Path:
     """Of a group that is squeezed meanwhile."""
-    make_group("probe").close()
     path = tmp_path / "squeezed.memcg"
     program = SQUEEZE.format(path=data, times=3)
     done = run("run", "--memory-max", str(LIMIT), "-o", str(path), "--", sys.executable, "-c", program)
@@ -112,8 +111,7 @@ def test_in_words_each_stall_is_a_line_of_the_table(recording, data):
     assert figures.split()[:2] == ["stalls", str(harmful) if harmful else "none"]
 
 
-def test_a_runs_report_is_of_the_same_stalls(make_group, data):
-    make_group("probe").close()
+def test_a_runs_report_is_of_the_same_stalls(own_groups, data):
     program = SQUEEZE.format(path=data, times=2)
     done = run("run", "--memory-max", str(LIMIT), "--evidence", "counters", "--", sys.executable, "-c", program)
     if done.returncode == 125:

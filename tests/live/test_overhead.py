@@ -93,7 +93,7 @@ def test_held_bytes_are_about_what_the_kernel_charges(worker):
     assert found[0]["charged_bytes"] == pytest.approx(found[0]["held_bytes"], abs=2 << 20)
 
 
-def test_whole_benchmark(group):
+def test_whole_benchmark(own_groups, group):
     steps = []
     found = run(budget=SMALL, progress=steps.append)
     described = json.loads(json.dumps(found.describe()))

@@ -182,8 +182,7 @@ def test_whoever_is_made_a_reaper_reaps():
 # ---- Groups --------------------------------------------------------------------------------------------------------
 
 
-def test_with_a_limit_the_command_is_in_a_group_of_its_own_which_is_removed(make_group):
-    make_group("probe").close()  # where none can be made this skips
+def test_with_a_limit_the_command_is_in_a_group_of_its_own_which_is_removed(own_groups):
     done = shell("cat /proc/self/cgroup", "--memory-max", "48M")
     assert done.returncode == 0
     name = f"/{PREFIX}"
@@ -214,16 +213,14 @@ def test_an_oom_kill_is_said_plainly(make_group):
     assert " was killed by the OOM killer after " in errors
 
 
-def test_another_victim_of_the_oom_killer_is_told(make_group):
-    make_group("probe").close()
+def test_another_victim_of_the_oom_killer_is_told(own_groups):
     script = f"{sys.executable} -c \"x = b'x' * (1 << 40)\"; echo survived; exit 2"
     done = shell(script, "--memory-max", "32M")
     assert done.returncode == 2
     assert done.stdout == "survived\n"
 
 
-def test_what_is_left_behind_goes_on_outside_of_the_group(make_group):
-    make_group("probe").close()
+def test_what_is_left_behind_goes_on_outside_of_the_group(own_groups):
     done = shell("sleep 300 > /dev/null 2>&1 & echo $!", "--memory-max", "48M")
     pid = int(done.stdout)
     try:
@@ -233,8 +230,7 @@ def test_what_is_left_behind_goes_on_outside_of_the_group(make_group):
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_group_that_cannot_be_removed_does_not_change_the_status(make_group):
-    make_group("probe").close()
+def test_a_group_that_cannot_be_removed_does_not_change_the_status(own_groups):
     script = """
 import os, pymemcg
 own = pymemcg.resolve().directory

@@ -15,7 +15,7 @@ from pathlib import Path
 from who import confine
 from who.groups import Group
 from who.outside import VARIABLE, Outside
-from who.places import make_file, on_the_way, open_up, read_only_root
+from who.places import make_file, on_disk, on_the_way, open_up, read_only_root
 
 USER, FOREIGNER, NOBODY = 60123, 60124, 65534
 FIRST_ID = 200_000
@@ -32,6 +32,8 @@ class Job:
         self.command = command
         self.home = tempfile.mkdtemp(prefix="memcg-as-", dir="/scratch" if os.path.ismount("/scratch") else None)
         self.environment = {**os.environ, "PYMEMCG_AS": who, "HOME": self.home, "TMPDIR": self.home}
+        if on_disk(self.home):
+            self.environment["PYMEMCG_AS_DISK"] = self.home
         if file := make_file(self.home, "file", 4 * limit):
             self.environment["PYMEMCG_AS_FILE"] = file
         if ids := _event_ids():
@@ -160,11 +162,12 @@ def _as_user(job: Job, group: Group, outside: Outside | None = None) -> int:
 def as_container(job: Job, group: Group) -> int:
     group.limit(job.limit)
     job.environment |= {"USER": "nobody", "LOGNAME": "nobody", "HOME": "/tmp", "TMPDIR": "/tmp"}
+    job.give_home(FIRST_ID + NOBODY)
     outside, groups = Asker(), job.ask_outside(group, inside=True)
 
     def run() -> None:
         open_up(job.command)
-        read_only_root(on_the_way([*job.command, job.home, os.getcwd()]))
+        read_only_root(on_the_way([*job.command, job.home, os.getcwd()]), volume=job.home)
         own = os.getpid()
         confine.unshare(confine.NEWUSER)
         outside.ask(f"map_ids {own}")
@@ -205,15 +208,17 @@ def as_beside(job: Job, pod: Group) -> int:
     target.limit(job.limit)
     own.limit(job.limit)
     file = make_file(job.home, "neighbours", 4 * job.limit)  # pages are charged to whoever reads them first
-    neighbour = [sys.executable, str(Path(__file__).with_name("neighbour.py")), file or "", str(job.limit)]
+    programs = [sys.executable, str(Path(__file__).with_name("neighbour.py"))]
+    neighbour = [*programs, file or "", str(job.limit)]
     job.environment |= {"USER": "nobody", "LOGNAME": "nobody", "HOME": "/tmp", "TMPDIR": "/tmp"}
     # The neighbour's number inside is 1, and that of the process that belongs to somebody else there:
     job.environment["PYMEMCG_AS_FOREIGN"] = "2"
+    job.give_home(NOBODY)
     outside, again, first = Asker(), Asker(), [0]
 
     def prepare() -> None:
-        open_up([*job.command, *neighbour])
-        read_only_root(on_the_way([*job.command, *neighbour, job.home, os.getcwd()]))
+        open_up([*job.command, *programs])
+        read_only_root(on_the_way([*job.command, *programs, job.home, os.getcwd()]), volume=job.home)
 
     def run_target() -> None:
         prepare()

@@ -16,14 +16,17 @@ _IN_MEMORY = ("tmpfs", "ramfs", "overlay")
 
 def make_file(folder: str, name: str, size: int) -> str | None:
     """A file without content whose pages are cached, and charged, when they are read; None where it would be in memory."""
-    os.chmod(folder, 0o755)
-    if _file_system(folder) in _IN_MEMORY:
+    if not on_disk(folder):
         return None
     path = f"{folder}/{name}"
     with open(path, "wb") as file:
         file.truncate(size)
     os.chmod(path, 0o644)
     return path
+
+
+def on_disk(path: str) -> bool:
+    return _file_system(path) not in _IN_MEMORY
 
 
 def _file_system(path: str) -> str:
@@ -39,7 +42,7 @@ def _file_system(path: str) -> str:
 def on_the_way(arguments: list[str]) -> list[str]:
     """The programs and files that a command names, with all that they are links to and scripts of; and those of PATH."""
     found: list[str] = []
-    named = [path for arg in arguments for path in re.findall(r"/[\w./+-]+", arg)]
+    named = [path for arg in arguments for path in re.findall(r"/[\w./+-]+", arg) if not path.startswith("/proc")]
     ahead = [shutil.which(arguments[0]) or "/", *named, *os.environ["PATH"].split(":")]
     while ahead:
         path = os.path.abspath(ahead.pop())
@@ -78,10 +81,12 @@ def _closed(paths: list[Path]) -> Path | None:
     return next((folder for folder in folders if not folder.stat().st_mode & stat.S_IXOTH), None)
 
 
-def read_only_root(needed: list[str]) -> None:
-    """All that is mounted becomes read-only, but for /proc, and for empty /tmp and /dev/shm; what is needed of /tmp stays."""
+def read_only_root(needed: list[str], *, volume: str) -> None:
+    """All that is mounted becomes read-only, but for /proc, a volume, empty /tmp and /dev/shm; what is needed of /tmp stays."""
+    confine.mount(volume, volume, None, confine.BIND)
     confine.set_read_only("/", on=True, below=True)
-    confine.set_read_only("/proc", on=False, below=False)
+    for writable in ("/proc", volume):
+        confine.set_read_only(writable, on=False, below=False)
     kept = {Path(path).parts[2] for path in needed if path.startswith("/tmp/")}
     confine.cover("/tmp", sorted(kept), "mode=1777")
     confine.cover("/dev/shm", [], "mode=1777,size=64m")
