@@ -112,7 +112,7 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
     for (uint32_t i = 0; i < sampler->config.levels; i++) {
         struct memcg_level_sources *level = &keeper->level[i];
         int64_t limit = memcg_level_value(level->limit, ""), high = memcg_level_value(level->high, "");
-        int64_t hits = memcg_level_hits(level);
+        int64_t high_hits, hits = memcg_level_hits(level, &high_hits);
         int64_t *seen = keeper->seen[i];
         store_relaxed(&sampler->limits[i], (uint64_t)(limit < high ? limit : high));
         if (!memcg_channel_is_open(&keeper->limits) ||
@@ -124,7 +124,7 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
             memcg_channel_close(&keeper->limits, ENODEV, now);
             return;
         }
-        if (level->high_key && hits != seen[2] && seen[2] >= 0)
+        if (high_hits > seen[3] && seen[3] >= 0)
             store_relaxed(&sampler->high_hit_ns, now); /* who is below an ancestor's memory.high sleeps as at the own */
         const int64_t row[] = {(int64_t)now, i, limit, high, usage, hits};
         keeper->seen_head[i] = keeper->limits.head;
@@ -132,6 +132,7 @@ static void keep_limits(struct memcg_sampler *sampler, uint64_t now)
         seen[0] = limit;
         seen[1] = high;
         seen[2] = hits;
+        seen[3] = high_hits;
     }
 }
 

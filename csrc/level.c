@@ -36,11 +36,12 @@ int64_t memcg_level_value(struct memcg_source *source, const char *key)
     return index < 0 ? MEMCG_NONE : memcg_source_value(source, (size_t)index);
 }
 
-int64_t memcg_level_hits(const struct memcg_level_sources *level)
+int64_t memcg_level_hits(const struct memcg_level_sources *level, int64_t *ret_high)
 {
     int64_t hits = memcg_level_value(level->hits, level->hits_key);
     int index = hits != MEMCG_NONE && level->high_key ? memcg_source_find(level->hits, level->high_key) : -1;
-    return index < 0 ? hits : hits + memcg_source_value(level->hits, (size_t)index);
+    *ret_high = index < 0 ? 0 : memcg_source_value(level->hits, (size_t)index);
+    return hits == MEMCG_NONE ? hits : hits + *ret_high;
 }
 
 void memcg_level_close(struct memcg_level_sources *sources)

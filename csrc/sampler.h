@@ -52,7 +52,7 @@ struct memcg_keeper {
     struct memcg_fed stat, node;
     struct memcg_channel limits, processes, clock, events;
     struct memcg_level_sources level[MEMCG_LEVELS];
-    int64_t seen[MEMCG_LEVELS][3];    /* limit, high, hits of the last row */
+    int64_t seen[MEMCG_LEVELS][4];    /* limit, high, hits of the last row, and those of them at memory.high */
     uint64_t seen_head[MEMCG_LEVELS]; /* … and which row that was */
     int limits_column[6], processes_column[5], clock_column[2], events_column[4];
     int group; /* its directory; 0 = not open */
@@ -119,8 +119,8 @@ int memcg_level_open(const struct memcg_level *level, bool limits, struct memcg_
                      const char **ret_failed);
 /* What the file says now; MEMCG_NONE where there is none, or no such key. */
 int64_t memcg_level_value(struct memcg_source *source, const char *key);
-/* Of its limits together. */
-int64_t memcg_level_hits(const struct memcg_level_sources *level);
+/* Of its limits together, and of them at an ancestor's memory.high. */
+int64_t memcg_level_hits(const struct memcg_level_sources *level, int64_t *ret_high);
 void memcg_level_close(struct memcg_level_sources *sources);
 size_t memcg_level_bytes(const struct memcg_level_sources *sources);
 

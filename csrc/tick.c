@@ -100,7 +100,7 @@ static void look(struct memcg_sampler *sampler, uint64_t now)
             headroom = limit - usage;
         if (i == 0 || limit == MEMCG_NONE || !level->hits) /* where there is no limit, nothing hits it */
             continue;
-        int64_t hits = memcg_level_hits(level);
+        int64_t high_hits, hits = memcg_level_hits(level, &high_hits);
         if (hits != MEMCG_NONE && hits != tick->level_hits[i]) {
             if (tick->look_ns != 0)
                 hit(sampler, now, false);
