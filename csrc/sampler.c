@@ -49,7 +49,7 @@ static bool group_is_gone(const struct memcg_config *config)
 {
     struct stat status;
     return config->lock_fd >= 0 && fstat(config->lock_fd, &status) == 0 && S_ISDIR(status.st_mode) &&
-           faccessat(config->lock_fd, "cgroup.procs", F_OK, 0) != 0;
+           faccessat(config->lock_fd, "cgroup.procs", F_OK, 0) != 0 && (errno == ENOENT || errno == ENODEV);
 }
 
 /* The time of the newest row, before we write one. */
