@@ -143,17 +143,16 @@ def _is_empty(directory: str) -> bool:
 def _slice_of(path: str, *, user: bool) -> list[str]:
     """The option that names the slice of a group, as the manager that is asked knows it."""
     names = path.split("/")
-    if user:
-        at = next((i for i, name in enumerate(names) if _USER_MANAGER.fullmatch(name)), len(names))
-        names = names[at:]
+    at = next((i for i, name in enumerate(names) if _USER_MANAGER.fullmatch(name)), len(names))
+    names = names[at:] if user else names[:at]  # what is below a user's manager the system's does not know, as after `sudo`
     found = [name for name in names if name.endswith(".slice")]
     return [f"--slice={found[-1]}"] if found else []
 
 
 def _environment() -> dict[str, str]:
-    """Where a user's manager is found, also where nobody logged in."""
+    """Where a user's manager is found, also where nobody logged in, or root became that user and left its own behind."""
     there = f"/run/user/{os.geteuid()}"
-    return {"XDG_RUNTIME_DIR": there, **os.environ} if os.geteuid() and os.path.isdir(there) else dict(os.environ)
+    return {**os.environ, "XDG_RUNTIME_DIR": there} if os.geteuid() and os.path.isdir(there) else dict(os.environ)
 
 
 def _popen(command: list[str]) -> subprocess.Popen[bytes]:

@@ -45,6 +45,7 @@ def test_slices_and_managers_are_systemds_own(path, expected, mount, tmp_path, m
     [
         ("/system.slice/shop.service", False, ["--slice=system.slice"]),
         ("/user.slice/user-0.slice/session-1.scope", False, ["--slice=user-0.slice"]),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/sudo.scope", False, ["--slice=user-1000.slice"]),
         ("/init.scope", False, []),
         ("/", False, []),
         ("/user.slice/user-1000.slice/user@1000.service/app.slice/shell.scope", True, ["--slice=app.slice"]),
