@@ -34,7 +34,7 @@ _OTHER_VERSION = {1: (), 2: ("memsw_limit", "memsw_hits")}
 _NEEDS = {
     "high": "cgroup v2 (boot with systemd.unified_cgroup_hierarchy=1)",
     "limit_hits": "a limit on memory and swap (memsw) above that on memory",
-    "memsw_hits": "a kernel before Linux 6.15, or cgroup v2",
+    "memsw_hits": "a kernel before Linux 6.15, with memory on cgroup v1",
     "oom_kills": "kernel 4.13 or later",
     "pressure": "kernel 4.20 or later with PSI on, and a cgroup2 group of the service's own",
     "cpu": "a cgroup2 group of the service's own",

@@ -302,7 +302,8 @@ RAW_NAMES: Final[dict[int, dict[str, str]]] = {
 """By cgroup version, "file" or "file:key" of the columns that do not come from memory.stat.
 
 What a version does not have is not listed. The hits differ in what they count: v1's failcnt only charges that failed at the
-group's own limit, v2's events also those at the limits of its descendants.
+group's own limit, v2's events also those at the limits of its descendants. `hits` of an ancestor on v2 are `max` and `high`
+of its memory.events.local, where there is one (5.2).
 """
 
 _STATIC_UNITS: Final[dict[str, str]] = {column: unit for units in CHANNELS.values() for column, unit in units.items()}
