@@ -24,35 +24,35 @@ static size_t size;
 
 static long set_registers(pid_t pid, const struct iovec *given)
 {
-	struct iovec all = {registers, sizeof registers};
-	if (size == 0) {
-		if (syscall(SYS_ptrace, PTRACE_GETREGSET, pid, NT_X86_XSTATE, &all) < 0)
-			return -1;
-		size = all.iov_len;
-		memset(registers, 0, sizeof registers);
-	}
-	all.iov_len = given->iov_len > size ? given->iov_len : size;
-	memcpy(registers, given->iov_base, given->iov_len);
-	return syscall(SYS_ptrace, PTRACE_SETREGSET, pid, NT_X86_XSTATE, &all);
+    struct iovec all = {registers, sizeof registers};
+    if (size == 0) {
+        if (syscall(SYS_ptrace, PTRACE_GETREGSET, pid, NT_X86_XSTATE, &all) < 0)
+            return -1;
+        size = all.iov_len;
+        memset(registers, 0, sizeof registers);
+    }
+    all.iov_len = given->iov_len > size ? given->iov_len : size;
+    memcpy(registers, given->iov_base, given->iov_len);
+    return syscall(SYS_ptrace, PTRACE_SETREGSET, pid, NT_X86_XSTATE, &all);
 }
 
 /* The C library's, but for one request. */
 long ptrace(enum __ptrace_request request, ...)
 {
-	va_list rest;
-	va_start(rest, request);
-	pid_t pid = va_arg(rest, pid_t);
-	void *address = va_arg(rest, void *);
-	void *data = va_arg(rest, void *);
-	va_end(rest);
-	if (request == PTRACE_SETREGSET && address == (void *)NT_X86_XSTATE)
-		return set_registers(pid, data);
-	if (request != PTRACE_PEEKTEXT && request != PTRACE_PEEKDATA && request != PTRACE_PEEKUSER)
-		return syscall(SYS_ptrace, request, pid, address, data);
-	long word = 0;
-	long failed = syscall(SYS_ptrace, request, pid, address, &word);
-	if (failed < 0)
-		return failed;
-	errno = 0;
-	return word;
+    va_list rest;
+    va_start(rest, request);
+    pid_t pid = va_arg(rest, pid_t);
+    void *address = va_arg(rest, void *);
+    void *data = va_arg(rest, void *);
+    va_end(rest);
+    if (request == PTRACE_SETREGSET && address == (void *)NT_X86_XSTATE)
+        return set_registers(pid, data);
+    if (request != PTRACE_PEEKTEXT && request != PTRACE_PEEKDATA && request != PTRACE_PEEKUSER)
+        return syscall(SYS_ptrace, request, pid, address, data);
+    long word = 0;
+    long failed = syscall(SYS_ptrace, request, pid, address, &word);
+    if (failed < 0)
+        return failed;
+    errno = 0;
+    return word;
 }
