@@ -97,7 +97,7 @@ def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
     cause = np.select(
         [
             limits & (rises.own > 0),
-            rises.high_lately > 0,
+            (rises.high > 0) | (rises.high_lately > 0),
             asleep & (rises.above_lately > 0),
             asleep,
             limits & (rises.above > 0),
@@ -117,8 +117,11 @@ def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
 def hits_of(causes: list[str], rises: Rises) -> Ints:
     """Hits of the limit that is the cause."""
     cause = np.asarray(causes, dtype=str)
-    own = np.where(rises.own > 0, rises.own, rises.own_lately)
-    hits: Ints = np.select([cause == "high", cause == "ancestor", cause == "limit"], [rises.high, rises.above, own], rises.own)
+    own, high, above = (
+        np.where(now > 0, now, lately)
+        for now, lately in ((rises.own, rises.own_lately), (rises.high, rises.high_lately), (rises.above, rises.above_lately))
+    )
+    hits: Ints = np.select([cause == "high", cause == "ancestor", cause == "limit"], [high, above, own], rises.own)
     known = rises.counted | (hits > 0)
     return np.where(known, hits, NONE)
 
