@@ -101,6 +101,14 @@ def test_an_archive_can_be_unpacked(tmp_path):
     assert sorted(os.listdir(tmp_path / "root/modules")) == ["00-zram.ko", "01-overlay.ko"]
 
 
+def test_a_busybox_that_needs_libraries_is_none(tmp_path, monkeypatch):
+    (tmp_path / "busybox").symlink_to(sys.executable)
+    (tmp_path / "cat").symlink_to(sys.executable)
+    monkeypatch.setattr(processes, "SEARCHED", str(tmp_path))
+    assert processes.missing_of({"busybox": "busybox-static", "cat": "coreutils"}) == {"busybox-static"}
+    assert processes.missing_of({"cat": "coreutils", "no-such": "nothing"}) == {"nothing"}
+
+
 HOLDS = """
     import sys, time
     sys.path.insert(0, {vm!r})

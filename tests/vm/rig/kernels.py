@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 UML = "uml"
 UML_PACKAGE = "user-mode-linux"
-APT_TIMEOUT_S = 180
+APT_TIMEOUT_S = 300
 
 
 class UnavailableError(Exception):

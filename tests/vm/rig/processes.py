@@ -26,14 +26,25 @@ DIED = 125
 FOLDERS = Path("/var/tmp")
 PREFIX = "pymemcg-vm-"
 
+SEARCHED = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # root by plain `su` has none of the two
+
 
 def need(packages: dict[str, str]) -> None:
     """Look for commands; each comes with the Debian package that has it."""
     if os.geteuid() != 0:
         raise UnavailableError("a guest has this machine's file tree, and root there is root: so only root may start one")
-    missing = {package for command, package in packages.items() if not shutil.which(command)}
+    missing = missing_of(packages)
     if missing:
         raise UnavailableError(f"missing here: apt-get install --no-install-recommends {' '.join(sorted(missing))}")
+
+
+def missing_of(packages: dict[str, str]) -> set[str]:
+    """Packages whose commands are not here. Debian's other busybox has the same name and needs libraries that no guest has."""
+    found = {command: shutil.which(command, path=SEARCHED) for command in packages}
+    busybox = found.get("busybox")
+    if busybox and b"/ld-" in Path(busybox).read_bytes()[:4096]:
+        found["busybox"] = None
+    return {packages[command] for command, there in found.items() if not there}
 
 
 def exit_on_signals() -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from rig import initramfs
 from rig.kernels import Kernel, UnavailableError
-from rig.processes import folder, outcome, relay, running
+from rig.processes import SEARCHED, folder, outcome, relay, running
 
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr apparmor=0 audit=0 tsc=reliable"
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")  # QEMU's own up to Debian 12, its successor's
@@ -25,6 +27,7 @@ TOOLS = {
     "unshare": "util-linux",
     "mkfs.ext4": "e2fsprogs",
 }
+START_S = 60  # a mount that hangs, of a network for one, keeps it from starting
 NOT_SHARED = ("/proc", "/sys", "/dev", "/run")
 
 # Binds file systems read-only below a folder, in a mount namespace of its own: FOLDER TARGET… -- COMMAND…
@@ -121,7 +124,8 @@ def make_disk(path: Path, size: int) -> None:
     """An ext4 file system of so many MiB in a file."""
     with path.open("wb") as file:
         file.truncate(size << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", "-O", "^has_journal", path], check=True)
+    mkfs = shutil.which("mkfs.ext4", path=SEARCHED) or "mkfs.ext4"
+    subprocess.run([mkfs, "-q", "-F", "-E", "lazy_itable_init=1", "-O", "^has_journal", path], check=True)
 
 
 def _drive(path: Path) -> list[str]:
@@ -144,8 +148,9 @@ def _share(base: Path, tag: str, path: Path, *, read_only: bool) -> Iterator[lis
     serve = [daemon, f"--socket-path={socket}", "-o", f"source={source},cache=always,sandbox=chroot", "--thread-pool-size=1"]
     log = base / f"{tag}.log"
     with log.open("wb") as sink, running(*prefix, *serve, stdout=sink, stderr=sink) as process:
+        end = time.monotonic() + START_S
         while not socket.exists():
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > end:
                 raise UnavailableError(f"virtiofsd did not start: {log.read_text(errors='replace').strip()}")
             time.sleep(0.01)
         device = f"vhost-user-fs-pci,chardev={tag},tag={tag}"
@@ -155,5 +160,5 @@ def _share(base: Path, tag: str, path: Path, *, read_only: bool) -> Iterator[lis
 def _mounts() -> list[str]:
     """Where file systems with files are mounted, `/` first."""
     with open("/proc/self/mountinfo") as lines:
-        targets = {line.split()[4].encode().decode("unicode_escape") for line in lines}
+        targets = {re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4]) for line in lines}
     return sorted(target for target in targets if not any(f"{target}/".startswith(f"{kernels}/") for kernels in NOT_SHARED))
