@@ -67,8 +67,11 @@ def by_kind(kinds: Ints, rises: Rises) -> list[str]:
     """
     main = _main(kinds)
     memcg = np.select(
-        [rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0, rises.own_lately > 0],
-        ["limit", "high", "ancestor", OUTSIDE, "limit"],
+        [
+            *(rises.own > 0, rises.high > 0, rises.above > 0, rises.falls > 0),
+            *(rises.own_lately > 0, rises.high_lately > 0, rises.above_lately > 0),
+        ],
+        ["limit", "high", "ancestor", OUTSIDE, "limit", "high", "ancestor"],
         "unknown",
     )
     node = np.isin(main, [DIRECT, COMPACTION])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from pymemcg import _psi
+from pymemcg._facts import SLEEP_NS
 from pymemcg._ffi import NONE
 from pymemcg._moments import COUNTERS, HIGH_SLEEP, MEMCG, UNTOLD, Moments
 from pymemcg._reading import Cursor, Hits, Pressure, PressureFinder
@@ -171,7 +172,8 @@ class Counted:
         parts += [before] if len(before) else self._alone(hits.take(early), trace)
         parts += self._alone(hits.take(~inside & ~early), trace)
         both, ticks = Pressure.joined([self._before, windows]), Hits.joined([self._old, hits.take(inside)])
-        found = self._for_group(_psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus))
+        asleep = _asleep(ticks, both)
+        found = self._for_group(_psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus, asleep=asleep))
         found = found.take(found.end_ns > first)
         self._done_ns = last
         self._before = both.take(slice(max(0, len(both) - BEFORE), None))
@@ -255,6 +257,13 @@ def _ticks(hits: Hits) -> _psi.Ticks:
         usage_bytes=hits.usage_bytes,
         before_bytes=hits.before_bytes,
     )
+
+
+def _asleep(hits: Hits, windows: Pressure) -> Bools:
+    """Windows that began so soon after a hit of memory.high, perhaps an ancestor's, that threads may have slept then."""
+    high = hits.t_ns[hits.high + hits.above > 0]
+    last = np.append(-NONE, high)[np.searchsorted(high, windows.since_ns, side="right")]
+    return np.asarray(last > windows.since_ns - SLEEP_NS)
 
 
 def _psi_windows(windows: Pressure) -> _psi.Windows:

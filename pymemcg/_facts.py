@@ -75,8 +75,12 @@ class Looking:
 
     def lately(self, times: Ints) -> Facts:
         """Hits so far, just before these times, or as long before as threads may sleep: later ones may be why it begins."""
-        just = _find(self._usage, times - JUST_NS, OWN_HITS, after=False)
-        asleep = _find(self._usage, times - SLEEP_NS, ("high_hits",), after=False)
+        rows = self._usage.window()
+        first = int(rows["t_ns"][0]) if len(rows) else NONE
+        before = np.minimum(np.maximum(times - JUST_NS, first), times)  # as far as rows go back
+        just = _find(self._usage, before, OWN_HITS, after=False)
+        before = np.minimum(np.maximum(times - SLEEP_NS, first), times)
+        asleep = _find(self._usage, before, ("high_hits",), after=False)
         above = self._limits.at(times, self.rounds(times - SLEEP_NS, after=False))["above"]
         return {f"{name}_lately": values for name, values in (just | asleep | {"above": above}).items()}
 

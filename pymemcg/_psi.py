@@ -96,7 +96,7 @@ class Windows:
     cpu_wait_us: Ints | None = None
 
 
-def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False) -> Moments:
+def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False, asleep: Bools | None = None) -> Moments:
     """Say for how long threads were held in each tick that was hit, and in windows whose stall no hit explains.
 
     Args:
@@ -104,6 +104,7 @@ def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False
         windows: Closed ones. Each is estimated from itself and those before it (`HISTORY`), never from later ones.
         cpus: That the group may use.
         outside: Whether ticks before the first and after the last window count, too, by what units cost next to there.
+        asleep: Windows into which threads may have slept at memory.high from before; None = none. Not with `outside`.
 
     Returns:
         A moment for each tick with reclaim in it: `held_ns` within it, or where that went on into the pause after it, up to
@@ -124,7 +125,9 @@ def estimate(ticks: Ticks, windows: Windows, *, cpus: int, outside: bool = False
     breathe()
     sums = _sums(rows, windows, cpus)
     cost, wide = _costs(rows, sums, unknown)
-    return Moments.joined([_unhit(rows, windows, cpus), _hit(rows, sums, cost, wide)])
+    hit = _hit(rows, sums, cost, wide)
+    slept = Moments.none() if asleep is None else _slept_on(rows, sums, windows, hit, asleep)
+    return Moments.joined([_unhit(rows, windows, cpus), hit, slept])
 
 
 def _around(windows: Windows, since_ns: int, until_ns: int) -> tuple[Windows, Bools]:
@@ -404,6 +407,20 @@ def _hit(rows: _Rows, sums: _Sums, cost: Floats, wide: Floats) -> Moments:
         hits=rows.hits[kept],
         evidence=PSI,
     )
+
+
+def _slept_on(rows: _Rows, sums: _Sums, windows: Windows, hit: Moments, asleep: Bools) -> Moments:
+    """A thread that hit memory.high before a window may have slept on into it: what hits leave of it, from its beginning on."""
+    count = windows.t_ns.size
+    of = np.minimum(np.searchsorted(windows.t_ns, hit.start_ns, side="right"), count - 1)
+    left = sums.held - _summed(of, hit.held_ns, count)
+    first = np.array(windows.t_ns)
+    np.minimum.at(first, rows.of, rows.start)
+    told = np.minimum(left, first - windows.since_ns)
+    on = asleep & (sums.units > 0) & (left > np.maximum(0.1 * sums.held, 1e6)) & (told >= 1e6)
+    since, held = windows.since_ns[on], told[on].astype(np.int64)
+    most = np.minimum(held * MOST, first[on] - since)
+    return Moments.of(since, since + held, held_ns=held, lo_ns=held * LEAST, hi_ns=np.maximum(most, held), hits=0, evidence=PSI)
 
 
 def _fitting(rows: _Rows, left: Floats) -> Floats:

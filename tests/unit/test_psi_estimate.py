@@ -132,6 +132,20 @@ class TestBesideTheTruth:
         whole = whole.take((whole.start_ns >= until) | (whole.end_ns <= since))
         assert found.held_ns.sum() == pytest.approx(whole.held_ns.sum(), rel=0.25)
 
+    @pytest.mark.parametrize(("asleep", "held"), [(False, 2), (True, 702)])
+    def test_a_sleep_that_goes_on_from_the_window_before(self, asleep, held):
+        """700 ms of the second window are before its only hits, so that those cannot have held anybody for so long."""
+        times = np.array([99, 100, 999, 1000]) * MS
+        none = np.full(4, NONE)
+        ticks = Ticks(times, times - MS, np.array([1, 1, 1, 1]), none)
+        windows = Windows(*(np.array(column) for column in ([0, 100 * MS], [100 * MS, 1000 * MS], *[[2000, 702_000]] * 3)))
+        found = estimate(ticks, windows, cpus=1, asleep=np.array([False, asleep]))
+        late = found.take(found.start_ns >= 100 * MS)
+        assert late.held_ns.sum() / MS == pytest.approx(held, abs=1)
+        if asleep:
+            assert late.start_ns[0] == 100 * MS
+            assert 799 * MS <= late.end_ns[0] <= 802 * MS
+
     def test_outside_without_a_window_that_tells(self):
         captured = Captured("bursts")
         windows = Windows(*(getattr(captured.windows, name)[:1] for name in Windows.__slots__))

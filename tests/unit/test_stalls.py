@@ -120,6 +120,13 @@ def test_reclaim_at_memory_high(find):
     assert (stall.cause, stall.limit_hits) == ("high", 2)
 
 
+@pytest.mark.parametrize(("hit", "cause"), [({"hits": [8]}, "limit"), ({"high": [8]}, "high"), ({"hits": [2]}, "unknown")])
+def test_a_tick_between_the_hit_and_the_reclaim(find, hit, cause):
+    """The kernel counts the hit first, and the thread may be preempted before it begins to reclaim."""
+    (stall,) = find(usage=ticks(3, **hit), reclaim=held((10, 3, 5)), evidence="trace")
+    assert stall.cause == cause
+
+
 def test_reclaim_for_an_ancestor(find):
     rows = limits((0, 0, 64, 0), (0, 1, 100, 5), (100, 1, 100, 9))
     (stall,) = find(limits=rows, reclaim=held((60, 30, 5)), evidence="trace")

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waits for pages that were there before, and a machine that is short of memory as a whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from actor import MIB
+from pressure import LIMIT, causes, keyed, loaded, total_ns, watching, whole_machine
+
+pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def make_file(scratch):
+    def make(mib: int) -> str:
+        path = scratch / f"data-{mib}"
+        with path.open("wb") as file:
+            for _ in range(mib):
+                file.write(os.urandom(MIB))
+            file.flush()
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # its pages would be this process's group's
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("cause", ["swap", pytest.param("thrash", marks=pytest.mark.kernel)])
+def test_what_was_dropped_is_waited_for(cause, swap, make_file, make_group, make_actor):
+    """More is in use than the group may hold: tracepoints tell of the reclaim, and only PSI of the wait for what was dropped.
+
+    The kernel counts that wait where a page comes back that had been in use among those that are (workingset_refault() in
+    mm/workingset.c), so not for what an administrator has dropped all at once.
+    """
+    group = make_group(cause, limit_bytes=LIMIT)
+    actor = loaded(make_actor(group))
+    if cause == "swap":
+        actor.do("it = region(24)\nfill(it, 0, 24)\ntouch = lambda at: it[0][at]")
+    else:
+        actor.do(f"it = os.open({make_file(24)!r}, os.O_RDONLY); os.posix_fadvise(it, 0, 0, os.POSIX_FADV_RANDOM)")
+        actor.do("touch = lambda at: (os.pread(it, 9, at), os.pread(it, 9, at))")
+    actor.do("for _ in range(3): some(touch, 24)")
+    with watching(group, actor.pid) as watch:
+        if not watch.works("psi"):
+            pytest.skip("only PSI tells of such waits")
+        before, pressure = refaults(group)[cause], stalled_us(group)
+        begin, end, _took = actor.do("some(touch, 24)")
+        watch.settle(actor)
+        pressure = stalled_us(group) - pressure
+        found, by_psi = watch.stalls(), watch.stalls("psi")
+    assert refaults(group)[cause] - before > 500
+    assert causes(by_psi)["limit"] >= 0.8 * sum(causes(by_psi).values()), "that the limit was hit is all that counters say"
+    assert sum(causes(by_psi).values()) <= end - begin
+    if watch.truth is None:
+        return
+    assert causes(found)["limit"] / 1000 <= 1.1 * watch.truth.total_us
+    waited_us = pressure - watch.truth.total_us
+    if cause == "swap" and waited_us < 0.2 * pressure:
+        return  # to read from memory may be no wait to this kernel, and then it is none
+    assert waited_us > 2000
+    waits = [stall for stall in found if stall.cause == cause]
+    assert total_ns(waits, lambda stall: stall.stall_lo_ns) / 1000 < 1.3 * waited_us
+    assert total_ns(waits, lambda stall: stall.stall_hi_ns) / 1000 > 0.3 * waited_us, "waiting for a CPU is taken off"
+    took = causes(found)
+    assert took["limit"] + took[cause] >= 0.9 * sum(took.values()), took
+    assert not any(stall.tids for stall in waits), "nobody tells who waited"
+
+
+def stalled_us(group) -> int:
+    text = Path(group.cgroup2_directory, "memory.pressure").read_text()
+    return int(text.split("total=")[1].split()[0])
+
+
+def refaults(group) -> dict[str, int]:
+    """By the cause that they are."""
+    stat = keyed(f"{group.directory}/memory.stat")
+    both = {"thrash": "workingset_refault_file", "swap": "workingset_refault_anon"}
+    return {cause: stat.get(key, stat.get("workingset_refault", 0)) for cause, key in both.items()}
+
+
+@pytest.fixture
+def small_machine() -> Iterator[None]:
+    """Three hundred MiB of the machine's memory are free, and the rest is out of reach."""
+    if not whole_machine():
+        pytest.skip("the machine is not the test's own")
+    knobs = {name: Path("/proc/sys/vm", name) for name in ("nr_hugepages", "min_free_kbytes", "watermark_scale_factor")}
+    if not knobs["nr_hugepages"].exists():
+        pytest.skip("this kernel has no huge pages, which would take memory away")
+    kept = {name: path.read_text() for name, path in knobs.items()}
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    knobs["nr_hugepages"].write_text(str(max(0, keyed("/proc/meminfo")["MemFree:"] // 1024 - 300) // 2))
+    yield
+    for name, path in knobs.items():
+        path.write_text(kept[name])
+
+
+def watermarks(*, min_mib: int, gap: int) -> None:
+    """Below `min` who allocates has to reclaim; kswapd begins `gap` / 10000 of memory above that."""
+    Path("/proc/sys/vm/watermark_scale_factor").write_text(str(gap))
+    Path("/proc/sys/vm/min_free_kbytes").write_text(str(min_mib << 10))
+
+
+def node() -> dict[str, int]:
+    """What the whole machine has done so far."""
+    now = keyed("/proc/vmstat")
+    stalls = sum(now[key] for key in now if key.startswith("allocstall"))
+    return {"stalls": stalls, "kswapd": now["pgsteal_kswapd"], "direct": now["pgsteal_direct"]}
+
+
+def reads_much(make_group, make_actor, scratch) -> None:
+    """Page cache that belongs to somebody else fills all that is free but 60 MiB."""
+    path = scratch / "holes"
+    with path.open("wb") as file:
+        file.truncate((keyed("/proc/meminfo")["MemFree:"] << 10) - 60 * MIB)
+    reader = make_actor(make_group("reader"))
+    reader.do(f"import shutil; shutil.copyfile({str(path)!r}, '/dev/null')")
+
+
+def test_background_reclaim_is_no_stall(small_machine, scratch, make_group, make_actor):
+    group = make_group("beside")
+    actor = loaded(make_actor(group))
+    reads_much(make_group, make_actor, scratch)
+    watermarks(min_mib=2, gap=300)
+    with watching(group, actor.pid) as watch:
+        before = node()
+        actor.do("it = region(100)")
+        for first in range(0, 100, 5):  # so slowly that kswapd has free pages when they are wanted
+            actor.do(f"fill(it, {first}, {first + 5})")
+            time.sleep(0.1)
+        watch.settle(actor)
+        after = node()
+        found = {name: watch.harmful(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    print(before, after, watch.truth, found)
+    assert after["kswapd"] - before["kswapd"] > 1000
+    assert after["stalls"] == before["stalls"]
+    assert found == {name: [] for name in found}
+
+
+@pytest.mark.kernel
+def test_direct_reclaim_of_the_whole_machine(small_machine, scratch, make_group, make_actor):
+    """No limit anywhere: the machine is short, and who allocates has to reclaim, since kswapd is kept from running."""
+    group = make_group("short")
+    actor = loaded(make_actor(group))
+    reads_much(make_group, make_actor, scratch)
+    background = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and comm(pid).startswith("kswapd")]
+    watermarks(min_mib=20, gap=1)
+    with watching(group, actor.pid) as watch:
+        before = node()
+        for pid in background:
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            begin, end, _took = actor.do("fill(region(120), 0, 120)")
+        finally:
+            for pid in background:
+                os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+        watch.settle(actor)
+        after = node()
+        found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    print(before, after, watch.truth, {name: causes(told) for name, told in found.items()}, end - begin)
+    assert after["stalls"] > before["stalls"]
+    for told in found.values():
+        assert causes(told)["global"] >= 0.8 * sum(causes(told).values()) > 0
+        assert causes(told)["global"] <= end - begin
+    if watch.truth is not None:
+        exact = total_ns(found["trace"], lambda stall: stall.stall_hi_ns) / 1000
+        assert exact == pytest.approx(watch.truth.total_us, rel=0.1, abs=1000)
+        assert any(not stall.harmless for stall in found["trace"])
+        assert {tid for stall in found["trace"] for tid in stall.tids} == {actor.pid}
+
+
+def comm(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "comm").read_text()
+    except OSError:
+        return ""
