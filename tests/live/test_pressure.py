@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from actor import MIB
-from pressure import LIMIT, causes, counted, evict, is_v2, loaded, total_ns, watching
+from pressure import LIMIT, causes, counted, evict, is_v2, loaded, slept_ns, stalled_us, total_ns, watching
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("swap")]
 
@@ -42,7 +42,7 @@ def test_own_limit(make_group, make_actor):
         exact = total_ns(found["trace"], lambda stall: stall.stall_hi_ns) / 1000
         assert exact == pytest.approx(watch.truth.total_us, rel=0.1, abs=1000)
         assert {tid for stall in found["trace"] for tid in stall.tids} == {actor.pid}
-        assert causes(found["trace"]).keys() == {"limit"}
+        assert causes(found["trace"]).keys() == {"limit"}, [stall for stall in found["trace"] if stall.cause != "limit"]
         assert causes(found["auto"])["limit"] == causes(found["trace"])["limit"]
     if watch.works("psi"):
         told = causes(found["psi"])
@@ -65,20 +65,23 @@ def test_memory_high(no_swap, make_actor):
     Path(group.directory, "memory.high").write_text(str(LIMIT))
     with watching(group, actor.pid) as watch:
         actor.do("it = region(40)")
-        before = counted(group, "high")
+        before, pressure = counted(group, "high"), stalled_us(group)
         begin, end, took = actor.do("fill(it, 0, 40, enough=1_000_000_000)")
         watch.settle(actor)
+        pressure = stalled_us(group) - pressure
         assert counted(group, "high") > before
         assert counted(group, "max") == 0
+        if not watch.works("psi"):
+            pytest.skip("only PSI tells how long such waits are")
         found, by_psi = watch.stalls(), watch.stalls("psi")
-    slept = sum(ns for ns in took if ns > 20 * took[len(took) // 2])
-    assert slept > 300_000_000, "the load itself saw that it was held"
-    assert watch.truth is not None
-    assert watch.truth.total_us * 1000 < slept / 2, "tracepoints do not tell of it"
+    assert slept_ns(took) > 1_000_000_000, "the load itself saw that it was held"
+    assert pressure > 1_000_000
+    assert watch.truth is None or watch.truth.total_us < pressure / 2, "tracepoints do not tell of it"
     for told in (found, by_psi):
         high = [stall for stall in told if stall.cause == "high" and not stall.harmless]
         assert causes(told)["high"] == sum(causes(told).values()), causes(told)
-        assert 0.7 * slept < total_ns(high) < 1.3 * slept + (watch.truth.total_us * 1000 if told is found else 0)
+        assert 0.6 * pressure < total_ns(high) / 1000 < 1.3 * pressure
+        assert total_ns(high) > 0.6 * slept_ns(took)
         assert all(begin <= stall.end_ns and stall.start_ns <= end for stall in high)
     asleep = [stall for stall in found if "wchan" in stall.evidence]
     assert asleep
@@ -110,6 +113,8 @@ def test_parents_limit(make_group, make_actor):
         watch.settle(actor)
         assert counted(outer, "max") > 0
         assert counted(group, "max") == 0
+        if not watch.works("psi") and not watch.works("trace"):
+            pytest.skip("only PSI and tracepoints tell of waits at another group's limit")
         found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
     for told in found.values():
         assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values()) > 0
@@ -129,14 +134,18 @@ def test_parents_memory_high(no_swap, make_actor):
     Path(outer.directory, "memory.high").write_text(str(LIMIT))
     with watching(group, actor.pid) as watch:
         actor.do("it = region(40)")
+        pressure = stalled_us(group)
         begin, end, took = actor.do("fill(it, 0, 40, enough=1_000_000_000)")
         watch.settle(actor)
+        pressure = stalled_us(group) - pressure
         assert counted(outer, "high") > 0
         assert counted(group, "high") == 0
+        if not watch.works("psi"):
+            pytest.skip("only PSI tells how long such waits are")
         found, by_psi = watch.stalls(), watch.stalls("psi")
-    slept = sum(ns for ns in took if ns > 20 * took[len(took) // 2])
-    assert slept > 300_000_000
+    assert slept_ns(took) > 1_000_000_000
     for told in (found, by_psi):
         assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values())
-        assert 0.7 * slept < causes(told)["ancestor"] < 1.3 * (end - begin)
+        assert 0.6 * pressure < causes(told)["ancestor"] / 1000 < 1.3 * pressure
+        assert all(stall.start_ns <= end for stall in told if stall.end_ns >= begin and stall.stall_ns)
     assert {tid for stall in found if "wchan" in stall.evidence for tid in stall.tids} == {actor.pid}
