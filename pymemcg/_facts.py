@@ -26,9 +26,9 @@ NODE: Final = ("pswpin",)
 LIMITS: Final = ("limit_bytes", "above", "falls")
 NAMES: Final = (*USAGE, *STAT, *NODE, "allocstall", *LIMITS)
 
-JUST_NS: Final = 5_000_000
-"""A hit of memory.max is counted just before the reclaim begins (try_charge_memcg() in mm/memcontrol.c), and the thread may be
-preempted in between: a tick may lie between the two."""
+JUST_NS: Final = 100_000_000
+"""A hit of memory.max is counted before the reclaim begins (try_charge_memcg() in mm/memcontrol.c), and the thread may be
+preempted in between: ticks may lie between the two. It does not wait for longer than this: the scheduler is fair."""
 SLEEP_NS: Final = 2_100_000_000
 """A thread that hit memory.high sleeps after it, 2 s at most (MEMCG_MAX_HIGH_DELAY_JIFFIES there)."""
 

@@ -81,6 +81,16 @@ def keyed(path: str | Path) -> dict[str, int]:
     return {key: int(value) for key, value, *_ in pairs}
 
 
+def stalled_us(group: ChildGroup) -> int:
+    """What memory.pressure says, which nobody may ask often."""
+    return int(Path(str(group.cgroup2_directory), "memory.pressure").read_text().split("total=")[1].split()[0])
+
+
+def slept_ns(took: list[int]) -> int:
+    """Of the times that touches took, those that only a sleep can have taken."""
+    return sum(ns for ns in took if ns > 200_000_000)
+
+
 def evict(group: ChildGroup, pages: int) -> None:
     """Reclaim all that can be, at least so many pages, as an administrator does."""
     stat = Path(group.directory, "memory.stat")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from actor import MIB
-from pressure import LIMIT, causes, keyed, loaded, total_ns, watching, whole_machine
+from pressure import LIMIT, causes, keyed, loaded, stalled_us, total_ns, watching, whole_machine
 
 pytestmark = pytest.mark.live
 
@@ -69,11 +69,6 @@ def test_what_was_dropped_is_waited_for(cause, swap, make_file, make_group, make
     took = causes(found)
     assert took["limit"] + took[cause] >= 0.9 * sum(took.values()), took
     assert not any(stall.tids for stall in waits), "nobody tells who waited"
-
-
-def stalled_us(group) -> int:
-    text = Path(group.cgroup2_directory, "memory.pressure").read_text()
-    return int(text.split("total=")[1].split()[0])
 
 
 def refaults(group) -> dict[str, int]:
@@ -135,7 +130,6 @@ def test_background_reclaim_is_no_stall(small_machine, scratch, make_group, make
         watch.settle(actor)
         after = node()
         found = {name: watch.harmful(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
-    print(before, after, watch.truth, found)
     assert after["kswapd"] - before["kswapd"] > 1000
     assert after["stalls"] == before["stalls"]
     assert found == {name: [] for name in found}
@@ -161,7 +155,6 @@ def test_direct_reclaim_of_the_whole_machine(small_machine, scratch, make_group,
         watch.settle(actor)
         after = node()
         found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
-    print(before, after, watch.truth, {name: causes(told) for name, told in found.items()}, end - begin)
     assert after["stalls"] > before["stalls"]
     for told in found.values():
         assert causes(told)["global"] >= 0.8 * sum(causes(told).values()) > 0

@@ -120,10 +120,10 @@ def test_reclaim_at_memory_high(find):
     assert (stall.cause, stall.limit_hits) == ("high", 2)
 
 
-@pytest.mark.parametrize(("hit", "cause"), [({"hits": [8]}, "limit"), ({"high": [8]}, "high"), ({"hits": [2]}, "unknown")])
+@pytest.mark.parametrize(("hit", "cause"), [({"hits": [148]}, "limit"), ({"high": [148]}, "high"), ({"hits": [2]}, "unknown")])
 def test_a_tick_between_the_hit_and_the_reclaim(find, hit, cause):
     """The kernel counts the hit first, and the thread may be preempted before it begins to reclaim."""
-    (stall,) = find(usage=ticks(3, **hit), reclaim=held((10, 3, 5)), evidence="trace")
+    (stall,) = find(usage=ticks(3, **hit), reclaim=held((150, 3, 5)), evidence="trace")
     assert stall.cause == cause
 
 
