@@ -18,7 +18,7 @@ from pymemcg import NotSupported, Sampler, resolve
 from pymemcg.once import read_once
 from pymemcg.plan import counts_memsw
 
-pytestmark = [pytest.mark.live, pytest.mark.kernel]
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture

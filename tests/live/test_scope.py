@@ -16,7 +16,7 @@ from runner import MAIN
 
 from pymemcg.child import PREFIX
 
-pytestmark = [pytest.mark.live, pytest.mark.kernel]
+pytestmark = pytest.mark.live
 
 PYMEMCG = (sys.executable, "-c", MAIN)
 # Where it is, and how much it may have there.
