@@ -42,7 +42,7 @@ def timed(touches, enough=None):
         last = now
         if enough and took[-1] > enough: break
     return begin, last, sorted(took)
-def spin(seconds=0.5):
+def spin(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until: pass
 def fill(region, first, end, enough=None):
@@ -136,13 +136,9 @@ class Watch:
         if self._trace is not None:
             self.truth = self._trace.stop()
             assert self.truth.lost == 0
-        self.seen("node", now)
+        until(lambda: last(self.sampler, "node") > now, 60)
         if self.works("psi"):
-            actor.do("spin()")
-            self.seen("pressure", now)
-
-    def seen(self, channel: str, when_ns: int) -> None:
-        until(lambda: last(self.sampler, channel) > when_ns, 60)
+            until(lambda: actor.do("spin(0.2)") or last(self.sampler, "pressure") > now, 60)
 
     def works(self, evidence: str) -> bool:
         return self.sampler.evidence[evidence] is None

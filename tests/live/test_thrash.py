@@ -148,7 +148,7 @@ def test_direct_reclaim_of_the_whole_machine(small_machine, scratch, make_group,
         for pid in background:
             os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
         try:
-            begin, end, _took = actor.do("fill(region(120), 0, 120)")
+            begin, end, _took = actor.do("fill(region(90), 0, 90)")
         finally:
             for pid in background:
                 os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
