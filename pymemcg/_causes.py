@@ -109,7 +109,7 @@ def by_rises(kinds: Ints, rises: Rises, traced: Bools) -> list[str]:
             limits & (rises.allocstall > 0),
             rises.pswpin > 0,
             rises.above_lately > 0,
-            kinds[:, MEMCG] > 0,
+            (kinds[:, MEMCG] > 0) | (rises.own > 0),
         ],
         ["limit", "high", "ancestor", "high", "ancestor", "swap", "thrash", "global", "swap", "ancestor", "limit"],
         "unknown",
