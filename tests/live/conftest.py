@@ -129,7 +129,7 @@ def make_actor(make_group: Callable[..., ChildGroup]) -> Iterator[Callable[..., 
         actor.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: other tests want none
 def swap() -> Iterator[None]:
     """Something to swap to, in memory."""
     if len(Path("/proc/swaps").read_text().splitlines()) > 1:
