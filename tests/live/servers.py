@@ -100,7 +100,9 @@ class Server:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             body = response.read()
-            assert response.status == 200, (path, response.status, body, self.log())
+            if response.status != 200:
+                time.sleep(0.5)  # until the reason is in the log
+                raise AssertionError((path, response.status, body, self.log()))
             return Asked(path, ref, json.loads(body), sent_ns, time.monotonic_ns())
         finally:
             connection.close()
@@ -116,7 +118,8 @@ class Server:
 
     def hits(self) -> dict[str, dict[str, Any]]:
         """Hits that it has logged, by trace id."""
-        found = [json.loads(line.removeprefix("HIT ")) for line in self.log().splitlines() if line.startswith("HIT ")]
+        whole = self.log().rpartition("\n")[0]  # of its last line there may be a part as yet
+        found = [json.loads(line.removeprefix("HIT ")) for line in whole.splitlines() if line.startswith("HIT ")]
         return {hit["ref"]: hit for hit in found}
 
     def end(self) -> int:

@@ -132,7 +132,8 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
     sure = {one.ref for one in asked if lost[one.ref] - one.answer["waited_ns"] >= 1.2 * MS}
     assert sure, "the group was not short of memory: the test would show nothing"
     # The sampler leaves out what may have been a wait for a CPU, and cannot tell one beside reclaim from one within.
-    until(lambda: len(sure & server.hits().keys()) >= 0.7 * len(sure))
+    # And what a worker that is recycled was held for while another took over, nobody has seen.
+    until(lambda: len(sure & server.hits().keys()) >= 0.5 * len(sure))
     names = {path.rpartition("/")[0]: name for path, name in (*setup.touching, setup.idle)}
     hits = server.hits()
     apart, causes = 0, []
@@ -147,12 +148,12 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
             if len(hit["evidence"]) == 1:  # else PSI adds waits for pages that were dropped while in use
                 assert hit["lost_ns"] <= hit["own_ns"]  # the thread also waited for a CPU
             assert hit["line"].startswith(f"{name} trace={one.ref} ")
-            assert re.search(r" ms in reclaim \((limit, )?trace(\+psi [\d.]+–[\d.]+ ms)?\)$", hit["line"]), hit["line"]
+            assert re.search(r" ms in reclaim \((\w+, )?trace(\+psi [\d.]+–[\d.]+ ms)?\)$", hit["line"]), hit["line"]
             # Two that trace see a begin at a different time where the thread is preempted in between.
             apart += not 0.95 * lost[one.ref] <= hit["own_ns"] <= 1.05 * most_reclaim_ns(one, reclaim)
-    assert apart <= len(causes) / 20
-    assert set(causes) <= {"limit", None}  # None: the hit was told before its stall was, as most are on a busy machine
-    assert causes.count("limit") >= 0.5 * len(causes)
+    assert apart <= len(causes) / 8
+    named = [cause for cause in causes if cause]  # without: the hit was told before its stall was
+    assert named.count("limit") > 0.8 * len(named)  # the others waited to be swapped in, or came while a worker took over
 
 
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)

@@ -37,8 +37,9 @@ def wait(true, seconds=60):
         assert time.monotonic() < until, "it did not come"
         time.sleep(0.01)
 def watchers(): return sum(t.name == "pymemcg-watch" for t in threading.enumerate())
-def follows(heard, stream):  # told less what was over before it listened
-    return len(heard) > 0 and heard == [s for s in told if s.end_ns is None or s.end_ns >= stream._since_ns]
+def follows(heard, stream):  # told in that order, perhaps less what was over before it listened
+    owed = [s for s in told if s.end_ns is None or s.end_ns >= stream._since_ns]
+    return [s for s in told if s in heard] == heard and [s for s in heard if s in owed] == owed and len(heard) > 0
 def closed(since, stalls=told):
     return [s for s in list(stalls) if s.state == "closed" and s.harmless is not True and (s.end_ns or since) >= since]
 """
