@@ -74,8 +74,8 @@ def losses(spans: Mapping[str, Ints], moments: Moments, *, pid: int, traced: boo
         traced: There were tracepoints: where they say nothing, nothing was.
     """
     duration = spans["end_ns"] - spans["start_ns"]
-    horizon = int(spans["end_ns"].max(initial=0))
-    end = np.where(moments.end_ns == NONE, max(horizon, 1), moments.end_ns)
+    # One without an end was open when a sampler stopped: for how long it went on nobody knows, and another may sample by now.
+    end = np.where(moments.end_ns == NONE, moments.start_ns, moments.end_ns)
     told = (moments.tid != 0) & (end > moments.start_ns)
     own, sure, held, others, anybody = _of_threads(spans, moments.take(told), end[told], pid)
     vague = (moments.tid == 0) & (end > moments.start_ns)
