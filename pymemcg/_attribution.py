@@ -74,8 +74,7 @@ def losses(spans: Mapping[str, Ints], moments: Moments, *, pid: int, traced: boo
         traced: There were tracepoints: where they say nothing, nothing was.
     """
     duration = spans["end_ns"] - spans["start_ns"]
-    # One without an end was open when a sampler stopped: for how long it went on nobody knows, and another may sample by now.
-    end = np.where(moments.end_ns == NONE, moments.start_ns, moments.end_ns)
+    end = _ended(spans, moments)
     told = (moments.tid != 0) & (end > moments.start_ns)
     own, sure, held, others, anybody = _of_threads(spans, moments.take(told), end[told], pid)
     vague = (moments.tid == 0) & (end > moments.start_ns)
@@ -159,6 +158,22 @@ class _Cover:
         part = np.clip(key - self._key[at], 0, self._length[at])
         until: Floats = self._before[at] + self._weight[at] * (part / np.maximum(self._length[at], 1))
         return until
+
+
+def _ended(spans: Mapping[str, Ints], moments: Moments) -> Ints:
+    """Until when each can have lasted. One without an end was open when a sampler stopped, and another may sample by now.
+
+    It was over when the span that it began in was, and when its thread began another span, or reclaimed again.
+    """
+    end = moments.end_ns.copy()
+    for i in np.flatnonzero(end == NONE).tolist():
+        start, mine = int(moments.start_ns[i]), spans["tid"] == moments.tid[i]
+        within = mine & (spans["start_ns"] <= start) & (spans["end_ns"] > start)
+        last = int(spans["end_ns"][within].max(initial=start))
+        begun = spans["start_ns"][mine & (spans["start_ns"] > start)].min(initial=last)
+        again = moments.start_ns[(moments.tid == moments.tid[i]) & (moments.start_ns > start)].min(initial=last)
+        end[i] = min(int(begun), int(again))
+    return end
 
 
 def _outermost(group: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:

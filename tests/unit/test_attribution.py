@@ -62,6 +62,12 @@ class TestTrace:
         assert not found.hit.any()
         assert found.own_ns.tolist() == [0, 0]
 
+    def test_an_interval_that_never_ended_was_over_when_its_thread_went_on(self):
+        """A worker that sampled was recycled meanwhile; the ring has what its successor saw, too."""
+        rows = spans((0, 100, 1), (60, 100, 1), (120, 200, 1), (300, 400, 1))
+        moments = traced((50, NONE, 1), (310, 320, 1), held_ns=[NONE, 10], lo_ns=[NONE, 10], hi_ns=[NONE, 10])
+        assert losses(rows, moments).own_ns.tolist() == [10, 0, 0, 10]
+
     def test_what_lies_inside_another_interval_counts_once(self):
         assert losses(spans((0, 100, 1)), traced((10, 50, 1), (20, 30, 1), (40, 60, 1))).own_ns.tolist() == [50]
 
