@@ -90,7 +90,9 @@ def _remove_if_unused(path: Path) -> None:
 @contextmanager
 def running(*command: str | Path, dies_by: str = "KILL", **options: object) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with this block, and with our own process however that ends."""
-    process = subprocess.Popen(["setpriv", "--pdeathsig", dies_by, "--", *command], stdin=subprocess.DEVNULL, **options)
+    # Our own end may come before the kernel has been asked to tell it: then the process has another parent by now.
+    guarded = ["setpriv", "--pdeathsig", dies_by, "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid())]
+    process = subprocess.Popen([*guarded, *command], stdin=subprocess.DEVNULL, **options)
     try:
         yield process
     finally:
