@@ -66,7 +66,7 @@ def main() -> None:
     with open(f"{GROUP}/cgroup.procs", "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
     figures = {"sample": read_figures(sample_files(pressure=False)), "tick": tick_figures(), "sampler": sampler_figures()}
-    print(json.dumps(figures))
+    print(json.dumps({"release": os.uname().release, "figures": figures}))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def as_beside(job: Job, pod: Group) -> int:
     # The neighbour's number inside is 1, and that of the process that belongs to somebody else there:
     job.environment["PYMEMCG_AS_FOREIGN"] = "2"
     job.give_home(NOBODY)
-    outside, again, first = Asker(), Asker(), [0]
+    outside, first = Asker(), [0]
 
     def prepare() -> None:
         open_up([*job.command, *programs])
@@ -253,6 +253,7 @@ def as_beside(job: Job, pod: Group) -> int:
     start(run_target)
     outside.serve("ready", add=add, ready=lambda pid: None)
     groups = job.ask_outside(own, inside=True)
+    again = Asker()  # not before: the target would keep its pipes open, and nobody see that the other is gone
     pid = start(run_own)
     again.serve("add", add=own.add)
     return attend(pid, groups)
