@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,26 @@ def _is_kept_out(error: OSError | Failed) -> bool:
     return name in ("PermissionError", "OSError") and "/sys/fs/cgroup" in text and any(why in text for why in refused)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None, object, object]:
+@contextmanager
+def _skipped_if_kept_out(what: str) -> Iterator[None]:
     try:
-        return (yield)
+        yield
     except (OSError, Failed) as error:
         if not (outside.POSSIBLE and _is_kept_out(error)):
             raise
-        pytest.skip(f"only who may write to the hierarchy can do what this test does: {error}")
+        pytest.skip(f"only who may write to the hierarchy can {what}: {error}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with _skipped_if_kept_out("do what this test does"):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None, object, object]:
-    try:
+    with _skipped_if_kept_out("prepare this test"):
         return (yield)
-    except (OSError, Failed) as error:
-        if not (outside.POSSIBLE and _is_kept_out(error)):
-            raise
-        pytest.skip(f"only who may write to the hierarchy can prepare this test: {error}")
 
 
 @pytest.fixture(scope="session", autouse=True)
