@@ -132,6 +132,12 @@ def make_actor(make_group: Callable[..., ChildGroup]) -> Iterator[Callable[..., 
         actor.close()
 
 
+@pytest.fixture
+def held_tracepoints(make_group: Callable[..., ChildGroup], make_actor: Callable[..., Actor]) -> None:
+    """For many starts and stops: the last to let go of tracepoints waits for RCU, a quarter of a second. So it is another."""
+    make_actor().do(f"from pymemcg import Sampler; held = Sampler({make_group('held').spec!r}, rate_hz=10).start()")
+
+
 @pytest.fixture(scope="module")  # no longer: other tests want none
 def swap() -> Iterator[None]:
     """Something to swap to, in memory."""

@@ -61,6 +61,7 @@ class TestStartAndStop:
         gc.collect()
         assert maps() == 0
 
+    @pytest.mark.usefixtures("held_tracepoints")
     def test_200_times_leave_nothing(self, group):
         with Sampler(group.spec):
             pass
