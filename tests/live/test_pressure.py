@@ -43,7 +43,8 @@ def test_own_limit(make_group, make_actor):
         assert exact == pytest.approx(watch.truth.total_us, rel=0.1, abs=1000)
         assert {tid for stall in found["trace"] for tid in stall.tids} == {actor.pid}
         assert causes(found["trace"]).keys() == {"limit"}, [stall for stall in found["trace"] if stall.cause != "limit"]
-        assert causes(found["auto"])["limit"] == causes(found["trace"])["limit"]
+        traced, joined = causes(found["trace"])["limit"], causes(found["auto"])["limit"]
+        assert traced <= joined <= 1.05 * traced  # PSI knows of moments before and after reclaim, which are long in emulation
     if watch.works("psi"):
         told = causes(found["psi"])
         assert told["limit"] >= 0.8 * sum(told.values())

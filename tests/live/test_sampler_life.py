@@ -71,6 +71,7 @@ class TestStartAndStop:
                     pass
             gc.collect()
 
+    @pytest.mark.usefixtures("held_tracepoints")
     def test_one_sampler_many_times(self, group):
         sampler = Sampler(group.spec, history_s=1)
         with leaves_nothing(group.directory):
