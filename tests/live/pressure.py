@@ -82,7 +82,9 @@ def keyed(path: str | Path) -> dict[str, int]:
 
 
 def stalled_us(group: ChildGroup) -> int:
-    """What memory.pressure says, which nobody may ask often."""
+    """What memory.pressure says, which nobody may ask often; 0 where the kernel has no PSI."""
+    if not Path(str(group.cgroup2_directory), "memory.pressure").exists():
+        return 0
     return int(Path(str(group.cgroup2_directory), "memory.pressure").read_text().split("total=")[1].split()[0])
 
 

@@ -27,6 +27,13 @@ def no_swap(swap, make_group):
     return make
 
 
+def told_without_psi(found, cause, begin_ns, end_ns):
+    """Counters tell that a limit was hit, when, and whose; for how long that held anybody they do not know."""
+    assert {stall.cause for stall in found} == {cause}
+    assert all(stall.stall_ns is None for stall in found if "counters" in stall.evidence)
+    assert all(begin_ns <= stall.end_ns and stall.start_ns <= end_ns for stall in found)
+
+
 @pytest.mark.kernel
 def test_own_limit(make_group, make_actor):
     group = make_group("limit", limit_bytes=LIMIT)
@@ -75,10 +82,11 @@ def test_memory_high(no_swap, make_actor):
         pressure = stalled_us(group) - pressure
         assert counted(group, "high") > before
         assert counted(group, "max") == 0
-        if not watch.works("psi"):
-            pytest.skip("only PSI tells how long such waits are")
-        found, by_psi = watch.stalls(), watch.stalls("psi")
+        found, by_psi = watch.stalls(), watch.stalls("psi") if watch.works("psi") else None
     assert slept_ns(took) > 1_000_000_000, "the load itself saw that it was held"
+    if by_psi is None:
+        told_without_psi(found, "high", begin, end)
+        return
     assert pressure > 1_000_000
     assert watch.truth is None or watch.truth.total_us < pressure / 2, "tracepoints do not tell of it"
     for told in (found, by_psi):
@@ -117,9 +125,10 @@ def test_parents_limit(make_group, make_actor):
         watch.settle(actor)
         assert counted(outer, "max") > 0
         assert counted(group, "max") == 0
-        if not watch.works("psi") and not watch.works("trace"):
-            pytest.skip("only PSI and tracepoints tell of waits at another group's limit")
         found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
+    if found.keys() == {"auto"}:
+        told_without_psi(found["auto"], "ancestor", begin, end)
+        return
     for told in found.values():
         assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values()) > 0
         assert all(stall.limit_hits for stall in told if stall.cause == "ancestor" and not stall.harmless)
@@ -144,10 +153,11 @@ def test_parents_memory_high(no_swap, make_actor):
         pressure = stalled_us(group) - pressure
         assert counted(outer, "high") > 0
         assert counted(group, "high") == 0
-        if not watch.works("psi"):
-            pytest.skip("only PSI tells how long such waits are")
-        found, by_psi = watch.stalls(), watch.stalls("psi")
+        found, by_psi = watch.stalls(), watch.stalls("psi") if watch.works("psi") else None
     assert slept_ns(took) > 1_000_000_000
+    if by_psi is None:
+        told_without_psi(found, "ancestor", begin, end)
+        return
     for told in (found, by_psi):
         assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values())
         assert 0.6 * pressure < causes(told)["ancestor"] / 1000 < 1.3 * pressure
