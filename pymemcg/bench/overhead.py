@@ -14,6 +14,7 @@ from pymemcg.bench.machine import Steal
 from pymemcg.bench.pairs import estimate, interleave, ratio
 from pymemcg.bench.report import Measure, Report, Row
 from pymemcg.bench.scene import AT_LIMIT, EIGHT, FAR, Scene
+from pymemcg.bench.ticking import refuse_coarse_clock
 from pymemcg.bench.worker import Worker
 from pymemcg.child import ChildGroup
 from pymemcg.errors import MemcgError
@@ -78,7 +79,11 @@ def run(full: bool = False, *, budget: Budget | None = None, progress: Callable[
     Returns:
         What was found. Where no groups can be made, all is measured in this process's own group, without PSI, which fast
         reading would destroy, and the report says what was left out.
+
+    Raises:
+        NotSupported: The kernel's count of CPU time is too coarse.
     """
+    refuse_coarse_clock()
     return _Run(budget or (FULL if full else SHORT), progress).report()
 
 

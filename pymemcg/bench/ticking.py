@@ -15,12 +15,23 @@ import numpy as np
 from pymemcg._ffi import NONE, VALUE, check, ffi, lib, read_source
 from pymemcg.bench.reading import PythonReader
 from pymemcg.cgroup import resolve
+from pymemcg.errors import MemcgError, NotSupported
 from pymemcg.plan import make_plan
 from pymemcg.sampler import Sampler
 
 _SETTLE_S = 0.05
 _LOOK_HZ, _ROUND_HZ = 100, 10
 """How often the sampler looks at ancestors, and at all that is slow."""
+
+
+def refuse_coarse_clock() -> None:
+    """Benchmarks of a millisecond need a kernel that counts CPU time as it passes.
+
+    Raises:
+        NotSupported: It counts whole ticks of its timer, as user-mode Linux does.
+    """
+    if len({time.thread_time_ns() for _ in range(1000)}) < 100:
+        raise NotSupported("this kernel counts CPU time in ticks of its timer: too coarse to tell what sampling costs")
 
 
 def sampler_files(rate_hz: int) -> list[tuple[str, int]]:
@@ -71,6 +82,9 @@ def sampled(*, rate_hz: int, seconds: float, adaptive: bool, target: str = "self
 
     Returns:
         As `bare`, with the CPU time of both threads, and rate: ticks a second.
+
+    Raises:
+        MemcgError: The machine was too busy for a single tick.
     """
     with Sampler(target, rate_hz=rate_hz, history_s=seconds + 1, adaptive=adaptive) as sampler:
         time.sleep(_SETTLE_S)
@@ -78,6 +92,8 @@ def sampled(*, rate_hz: int, seconds: float, adaptive: bool, target: str = "self
         time.sleep(seconds)
         after, used_ns, elapsed_ns = sampler.stats(), threads_cpu_ns() - cpu_ns, time.monotonic_ns() - begun
         late = sampler.usage.read(cursor)[0]["late_ns"]
+    if late.size == 0:
+        raise MemcgError(f"no tick came within {seconds:g} s: too busy a machine to measure on")
     missed = after["missed"] - before["missed"]
     return {
         "cpu_ratio": used_ns / elapsed_ns,

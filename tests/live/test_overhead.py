@@ -16,16 +16,25 @@ pytest.importorskip("scipy")
 pytest.importorskip("psutil")
 
 from pymemcg.bench.overhead import Budget, run
+from pymemcg.bench.ticking import refuse_coarse_clock
 from pymemcg.bench.worker import Worker
 from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
-from pymemcg.errors import MemcgError
+from pymemcg.errors import MemcgError, NotSupported
 
 SMALL = Budget(
     reading=4, cpu=2, adaptive=2, kept=2, late=2, victim=2, held=2, ticks=20_000, slice_s=0.1, kept_s=0.1, serve_s=0.1
 )
 
 pytestmark = pytest.mark.live
+
+
+@pytest.fixture
+def fine_clock():
+    try:
+        refuse_coarse_clock()
+    except NotSupported as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -74,6 +83,7 @@ def test_bare_loop_reads_the_files_that_a_sampler_reads(worker):
     assert found["changed_ratio"] > 0.9
 
 
+@pytest.mark.usefixtures("fine_clock")
 def test_bare_loop_counts_what_it_passes_over(worker):
     found = worker.call("ticking.bare", rate_hz=1000, seconds=0.2)
     assert 0 < found["kept_ratio"] <= 1
@@ -93,6 +103,7 @@ def test_held_bytes_are_about_what_the_kernel_charges(worker):
     assert found[0]["charged_bytes"] == pytest.approx(found[0]["held_bytes"], abs=2 << 20)
 
 
+@pytest.mark.usefixtures("fine_clock")
 def test_whole_benchmark(own_groups, group):
     steps = []
     found = run(budget=SMALL, progress=steps.append)
@@ -105,6 +116,7 @@ def test_whole_benchmark(own_groups, group):
     assert found.to_text()
 
 
+@pytest.mark.usefixtures("fine_clock")
 def test_without_groups_it_measures_its_own(monkeypatch):
     own = resolve("self").directory
     monkeypatch.setattr(ChildGroup, "possible", staticmethod(lambda parent=None: "they are forbidden"))

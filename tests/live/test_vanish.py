@@ -91,7 +91,7 @@ class TestGroup:
             grows(sampler.usage)
             recorder.write()
             group.close()
-            until(lambda: sampler.usage.closed and sampler.events.head)
+            until(lambda: sampler.usage.closed and "usage" in closed_by_events(sampler))
         recording = open_recording(tmp_path / "short.pmc")
         assert recording.usage.closed == os.strerror(19)
         assert recording.usage.head > 0
