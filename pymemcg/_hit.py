@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
-from html import escape
 from typing import TYPE_CHECKING, Any, Final, overload
 
+from pymemcg._stall import table_html
 from pymemcg.errors import NotSupported
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Hits(Sequence[Hit]):
     def _repr_html_(self) -> str:
         """The first rows, for notebooks."""
         more = f"<p>{len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
-        return _table_html(FIELDS, [_values(hit) for hit in self[:_SHOWN]]) + more
+        return table_html(FIELDS, [_values(hit) for hit in self[:_SHOWN]]) + more
 
     def __repr__(self) -> str:
         return f"<Hits: {len(self)}{', incomplete: ' + self.incomplete if self.incomplete else ''}>"
@@ -245,7 +245,7 @@ class Summary(Sequence[SpanSummary]):
         return [(row.name, str(row.count), str(row.hits), *(row.told(which) for which in _TOLD)) for row in self._rows]
 
     def _repr_html_(self) -> str:
-        return _table_html(("span", "count", "hits", "p50", "p99", "p99.9"), self._told())
+        return table_html(("span", "count", "hits", "p50", "p99", "p99.9"), self._told())
 
     def __str__(self) -> str:
         rows = [("span", "count", "hits", "p50", "p99", "p99.9"), *self._told()]
@@ -281,9 +281,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _table_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from html import escape
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from pymemcg.errors import NotSupported
@@ -174,17 +173,22 @@ class Stalls(Sequence[Stall]):
     def _repr_html_(self) -> str:
         """The first rows, for notebooks."""
         shown = ("start_ns", "stall_ns", "stall_lo_ns", "stall_hi_ns", "longest_ns", "cause", "harmless", "evidence", "tids")
-        head = "".join(f"<th>{name}</th>" for name in shown)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(_cell(getattr(stall, name)))}</td>" for name in shown) + "</tr>"
-            for stall in self._records[:_SHOWN]
-        )
+        table = table_html(shown, [[_cell(getattr(stall, name)) for name in shown] for stall in self._records[:_SHOWN]])
         more = f"<p>{len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+        return table + more
 
     def __repr__(self) -> str:
         harmless = sum(stall.harmless is True for stall in self._records)
         return f"<Stalls: {len(self)}, {harmless} of them harmless>"
+
+
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for notebooks."""
+    from html import escape  # its list of all entities would be a quarter of a megabyte in every service
+
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
