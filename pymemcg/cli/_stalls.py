@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import heapq
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span
+from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +138,7 @@ class StallLines:
         long = (stall.stall_ns or 0) >= _LONG_NS
         yield self._painted(line.rstrip(), _RED if long else _YELLOW)
         below = "; ".join(text for text in (threads and f"held: {threads}", says) if text)
-        for text in textwrap.wrap(below, self.width - len(_BELOW)):
+        for text in wrapped(below, self.width - len(_BELOW)):
             yield self._painted(_BELOW + text, DIM)
 
     def _threads(self, stall: Stall) -> str:
@@ -280,7 +279,7 @@ class Tally:
 def figure(title: str, text: str, width: int, *, colours: bool, title_width: int = TITLE_WIDTH) -> Iterator[str]:
     """A title, and a text beside it that may take several lines."""
     room = width - title_width - 2 * len(_GAP)
-    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room, break_on_hyphens=False)]
+    lines = [line for part in text.split("\n") for line in wrapped(part, room)]
     for i, line in enumerate(lines):
         head = painted(title.ljust(title_width), BOLD, colours=colours) if i == 0 else " " * title_width
         yield f"{_GAP}{head}{_GAP}{line}"

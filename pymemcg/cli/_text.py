@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -24,6 +25,11 @@ def size(count: float | None, *, sign: bool = False) -> str:
         left /= 1024
         units.pop(0)
     return f"{prefix}{left:.0f} B" if units[0] == "B" else f"{prefix}{left:.1f} {units[0]}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text. What is longer than a line stays whole: paths and commands are there to be copied."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def number(count: float | None) -> str:

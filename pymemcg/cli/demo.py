@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
-from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width
+from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width, wrapped
 from pymemcg.errors import MemcgError, SourceError
 from pymemcg.mounts import IN_MEMORY, file_system
 from pymemcg.once import read_limits
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         text = f"No service can be squeezed in a group of its own here: {reason}. So this is your own group, as it is, for "
         text += f"{_OWN_SECONDS:.0f} s."
-        print(textwrap.fill(text, terminal_width()), end="\n\n", flush=True)
+        print("\n".join(wrapped(text, terminal_width())), end="\n\n", flush=True)
         _look_at_own(colours=colours)
     print(f"\n{painted('What to try next', 1, colours=colours)}")
     for command, says in _NEXT:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import textwrap
 from collections.abc import Iterator
 from typing import Any, Final
 
 from pymemcg.cli._arguments import add_target
-from pymemcg.cli._text import UNKNOWN, has_colours, painted, size, terminal_width
+from pymemcg.cli._text import UNKNOWN, has_colours, painted, size, terminal_width, wrapped
 from pymemcg.doctor import examine
 from pymemcg.errors import NotSupported
 from pymemcg.surroundings import Check
@@ -55,9 +54,9 @@ def _lines(report: dict[str, Any], width: int, *, colours: bool) -> Iterator[str
         mark = painted(state.ljust(_STATE_WIDTH), _COLOURS[check.state], colours=colours)
         text = [check.says] + ([f"needs: {check.needs}"] if check.needs and check.needs not in check.says else [])
         hang = " " * (_STATE_WIDTH + 2 + _NAME_WIDTH + 2)
-        wrapped = [line for part in text for line in textwrap.wrap(part, width - len(hang), break_on_hyphens=False)]
-        yield f"{mark}  {check.name.ljust(_NAME_WIDTH)}  {wrapped[0]}"
-        yield from (hang + line for line in wrapped[1:])
+        lines = [line for part in text for line in wrapped(part, width - len(hang))]
+        yield f"{mark}  {check.name.ljust(_NAME_WIDTH)}  {lines[0]}"
+        yield from (hang + line for line in lines[1:])
 
 
 def _group_lines(group: dict[str, Any]) -> Iterator[str]:

@@ -112,18 +112,24 @@ class TestUser:
         assert systemd.run("kill", "-9", pid).returncode == 0
         assert group.endswith(".scope/holder"), "there is no way back; the scope ends with it"
 
-    def test_without_a_manager_it_is_said_what_would_help(self, systemd):
+    @pytest.fixture
+    def without_manager(self, systemd):
         systemd.user_manager()
-        done = systemd.scope("env", "XDG_RUNTIME_DIR=/nonexistent", *RUN, "echo it ran", user=True)
+        done = systemd.run("systemctl", "stop", f"user@{UID}.service")
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.usefixtures("without_manager")
+    def test_without_a_manager_it_is_said_what_would_help(self, systemd):
+        done = systemd.scope(*RUN, "echo it ran", user=True)
         assert (done.returncode, done.stdout) == (125, "")
         assert "systemd gives no scope" in done.stderr
         assert "loginctl enable-linger" in done.stderr
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.usefixtures("without_manager")
     def test_demo_without_one_is_of_the_own_group(self, systemd, scratch):
-        systemd.user_manager()
         os.chown(scratch, UID, UID)
-        done = systemd.scope("env", "XDG_RUNTIME_DIR=/nonexistent", f"TMPDIR={scratch}", *PYMEMCG, "demo", user=True)
+        done = systemd.scope("env", f"TMPDIR={scratch}", *PYMEMCG, "demo", user=True)
         assert done.returncode == 0, done.stderr
         text = " ".join(done.stdout.split())
         assert "systemd gives no scope" in text

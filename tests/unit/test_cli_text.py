@@ -9,7 +9,7 @@ import math
 import pytest
 
 from pymemcg.cli._arguments import duration, rate
-from pymemcg.cli._text import aligned, bar, elided, number, share, size, span, spark
+from pymemcg.cli._text import aligned, bar, elided, number, share, size, span, spark, wrapped
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,10 @@ def test_rates():
 def test_what_is_no_rate(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no rate"):
         rate(20_000)(text)
+
+
+def test_what_is_to_be_copied_is_not_cut():
+    path = "/scratch/as-a-long-name/of-a-folder/it.memcg"
+    lines = wrapped(f"recorded to {path} (mount -t tracefs tracefs /sys/kernel/tracing)", 30)
+    assert path in lines
+    assert all(len(line) <= 30 for line in lines if line != path)
