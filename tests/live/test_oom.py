@@ -69,8 +69,10 @@ class TestFromOutside:
             assert kernels_count(small.directory) == 2
             assert [kill.oom_kills for kill in told] == [1, 2]
             assert {kill.limit_bytes for kill in told} == {LIMIT}
-            assert all(LIMIT // 2 < kill.usage_bytes <= LIMIT for kill in told if kill.usage_bytes is not None)
             assert all(kill.since_ns < kill.t_ns for kill in told)
+            assert all(kill.usage_bytes <= LIMIT + MIB for kill in told if kill.usage_bytes), "who dies is let pass"
+            soon = [kill for kill in told if kill.t_ns - kill.since_ns < 5_000_000]  # between slow ticks all of it may happen
+            assert all(kill.usage_bytes > LIMIT // 2 for kill in soon if kill.usage_bytes is not None)
             assert sampler.role == "sampling"
             assert [name for name in sampler.absent if sampler.absent[name].startswith("closed")] == []
 
