@@ -248,6 +248,26 @@ static inline int fake_count(const char *folder)
     return count;
 }
 
+/* Threads of this process: the fewest within 20 ms, since one that was joined is in /proc for a moment longer. */
+static inline int fake_threads(void)
+{
+    int least = fake_count("/proc/self/task");
+    for (int i = 0; i < 20; i++) {
+        usleep(1000);
+        int now = fake_count("/proc/self/task");
+        least = now < least ? now : least;
+    }
+    return least;
+}
+
+/* Whether there come to be no more threads than that, within 5 s. */
+static inline int fake_has_threads(int wanted)
+{
+    for (int i = 0; i < 5000 && fake_count("/proc/self/task") > wanted; i++)
+        usleep(1000);
+    return fake_count("/proc/self/task") == wanted;
+}
+
 /* A thread of this process by the name that it gave itself. Waits for it. */
 static inline pid_t fake_thread(const char *name)
 {

@@ -362,7 +362,10 @@ class TestAbsent:
                 assert len(channel.window(seconds=1)) == 0
                 assert channel.read()[1:] == (0, 0)
             assert sampler.stats() == {}
-            assert (threading.active_count(), len(os.listdir("/proc/self/task"))) == threads
+            assert threading.active_count() == threads[0]
+            assert (
+                len(os.listdir("/proc/self/task")) <= threads[1]
+            )  # one that was joined before was in /proc for a moment longer
         sampler.stop()
 
     def test_switched_off_code_that_looks_at_columns_goes_on(self, monkeypatch):
