@@ -156,8 +156,10 @@ def test_direct_reclaim_of_the_whole_machine(small_machine, scratch, make_group,
         after = node()
         found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
     assert after["stalls"] > before["stalls"]
-    for told in found.values():
-        assert causes(told)["global"] >= 0.8 * sum(causes(told).values()) > 0
+    for name, told in found.items():
+        # On one CPU PSI cannot tell reclaim from waiting for kswapd's turns: what it tells may be from 0 on.
+        held = (lambda stall: stall.stall_hi_ns) if name == "psi" else (lambda stall: stall.stall_ns)
+        assert total_ns([stall for stall in told if stall.cause == "global"], held) >= 0.8 * total_ns(told, held) > 0
         assert causes(told)["global"] <= end - begin
     if watch.truth is not None:
         exact = total_ns(found["trace"], lambda stall: stall.stall_hi_ns) / 1000
