@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from actor import MIB, until
+from pressure import whole_machine
 
 import pymemcg
 from pymemcg import Sampler
@@ -70,7 +71,9 @@ class TestFromOutside:
             assert [kill.oom_kills for kill in told] == [1, 2]
             assert {kill.limit_bytes for kill in told} == {LIMIT}
             assert all(kill.since_ns < kill.t_ns for kill in told)
-            assert all(kill.usage_bytes <= LIMIT + MIB for kill in told if kill.usage_bytes), "who dies is let pass"
+            assert all(kill.usage_bytes <= LIMIT + MIB for kill in told if kill.usage_bytes), (
+                "what does not fit is charged, then taken off"
+            )
             soon = [kill for kill in told if kill.t_ns - kill.since_ns < 5_000_000]  # between slow ticks all of it may happen
             assert all(kill.usage_bytes > LIMIT // 2 for kill in soon if kill.usage_bytes is not None)
             assert sampler.role == "sampling"
@@ -84,8 +87,8 @@ class TestFromOutside:
             assert victim.process.wait(60) == -signal.SIGKILL
             until(lambda: last_kills(sampler) == 1)
             found = until(lambda: list(pymemcg.stalls(sampler)))
-            # Its own program is the page cache that goes first, and has to be read again.
-            assert {stall.cause for stall in found} <= {"limit", "oom_wait", "thrash"}
+            # Its own program is the page cache that goes first; where the disk is slow, it is waited for when it is read again.
+            assert {stall.cause for stall in found} <= {"limit", "oom_wait"} | ({"thrash"} if whole_machine() else set())
             assert max(stall.usage_bytes for stall in found) > LIMIT // 2
             assert {stall.limit_bytes for stall in found} == {LIMIT}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from actor import MIB
-from pressure import LIMIT, causes, counted, evict, is_v2, loaded, slept_ns, stalled_us, total_ns, watching
+from pressure import LIMIT, causes, counted, evict, is_v2, loaded, slept_ns, stalled_us, total_ns, watching, whole_machine
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("swap")]
 
@@ -51,7 +51,8 @@ def test_own_limit(make_group, make_actor):
         assert {tid for stall in found["trace"] for tid in stall.tids} == {actor.pid}
         assert causes(found["trace"]).keys() == {"limit"}, [stall for stall in found["trace"] if stall.cause != "limit"]
         traced, joined = causes(found["trace"])["limit"], causes(found["auto"])["limit"]
-        assert traced <= joined <= 1.05 * traced  # PSI knows of moments before and after reclaim, which are long in emulation
+        # In emulation PSI was seen to know of up to 1 % more than tracepoints do.
+        assert traced <= joined <= (1.05 if whole_machine() else 1) * traced
     if watch.works("psi"):
         told = causes(found["psi"])
         assert told["limit"] >= 0.8 * sum(told.values())

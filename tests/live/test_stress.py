@@ -9,6 +9,7 @@ one in 50,000. And t_ns grows with every row.
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_no_torn_row_and_no_miscounted_loss(group, make_actor):
     reports = [json.loads(json.dumps(report)) for actor in actors for report in actor.do("report")]
     assert len(reports) == 9
     assert all(report["seen"] + report["lost"] == report["rows"] for report in reports)
-    assert laps > 3, "the writer went round"
+    assert laps > (3 if os.environ.get("PYMEMCG_VM") else 10), "the writer went round"
     assert sum(report["laps"] for report in reports) > 10, "and overtook somebody"
     assert sum(report["windows"] for report in reports) > 100
     # Whoever read row n, in whatever process, read the same row.
