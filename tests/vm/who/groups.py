@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,17 @@ class Group:
                 if top.exists() and time.monotonic() > deadline:
                     raise SystemExit(f"tests/vm/as: {top} cannot be removed")
                 time.sleep(0.01)
+
+
+def remove_left_behind() -> None:
+    """Groups of a tests/vm/as that was killed. Only empty ones: a process that is still there may be anybody's."""
+    found = hierarchies()
+    for at in found:
+        for top in _parent(at, len(found) == 1).glob("pymemcg-*-as-*"):
+            if not Path("/proc", top.name.split("-")[1]).exists():
+                for directory, _, _ in os.walk(top, topdown=False):
+                    with suppress(OSError):
+                        os.rmdir(directory)
 
 
 def _empty(directory: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from who import confine
-from who.groups import Group
+from who.groups import Group, remove_left_behind
 from who.outside import VARIABLE, Outside
 from who.places import make_file, on_disk, on_the_way, open_up, read_only_root
 
@@ -21,6 +21,7 @@ USER, FOREIGNER, NOBODY = 60123, 60124, 65534
 FIRST_ID = 200_000
 """Of those that a user namespace's ids stand for outside."""
 SMALL_LOCK = 64 << 10
+HOME = "memcg-as-"
 _EVENTS = [f"mm_vmscan_{kind}_{edge}" for kind in ("memcg_reclaim", "direct_reclaim") for edge in ("begin", "end")]
 
 
@@ -30,7 +31,7 @@ class Job:
     def __init__(self, who: str, command: list[str], limit: int) -> None:
         self.who, self.limit = who, limit
         self.command = command
-        self.home = tempfile.mkdtemp(prefix="memcg-as-", dir="/scratch" if os.path.ismount("/scratch") else None)
+        self.home = tempfile.mkdtemp(prefix=f"{HOME}{os.getpid()}-", dir=_homes())
         self.environment = {**os.environ, "PYMEMCG_AS": who, "HOME": self.home, "TMPDIR": self.home}
         if on_disk(self.home):
             self.environment["PYMEMCG_AS_DISK"] = self.home
@@ -53,6 +54,17 @@ class Job:
         except OSError as error:
             print(f"tests/vm/as: {(command or self.command)[0]}: {error.strerror}", file=sys.stderr)
             os._exit(127)
+
+
+def _homes() -> str:
+    return "/scratch" if os.path.ismount("/scratch") else tempfile.gettempdir()
+
+
+def _remove_homes_left_behind() -> None:
+    """Of a tests/vm/as that was killed: a large file is in each."""
+    for home in Path(_homes()).glob(f"{HOME}*-*"):
+        if not Path("/proc", home.name.removeprefix(HOME).partition("-")[0]).exists():
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _event_ids() -> str:
@@ -278,6 +290,8 @@ def main(text: str) -> int:
         raise SystemExit("tests/vm/as: needs root, to become somebody else")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    _remove_homes_left_behind()
+    remove_left_behind()
     job = Job(options.who, options.command, options.limit << 20)
     try:
         group = Group(f"{os.getpid()}-as-{options.who}")
