@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from pymemcg import _psi
 from pymemcg._facts import SLEEP_NS
 from pymemcg._ffi import NONE
 from pymemcg._moments import COUNTERS, HIGH_SLEEP, MEMCG, UNTOLD, Moments
+from pymemcg._psi import estimate
+from pymemcg._psi_costs import Ticks, Windows
 from pymemcg._reading import Cursor, Hits, Pressure, PressureFinder
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Counted:
         parts += self._alone(hits.take(~inside & ~early), trace)
         both, ticks = Pressure.joined([self._before, windows]), Hits.joined([self._old, hits.take(inside)])
         asleep = _asleep(ticks, both)
-        found = self._for_group(_psi.estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus, asleep=asleep))
+        found = self._for_group(estimate(_ticks(ticks), _psi_windows(both), cpus=self._cpus, asleep=asleep))
         found = found.take(found.end_ns > first)
         self._done_ns = last
         self._before = both.take(slice(max(0, len(both) - BEFORE), None))
@@ -182,7 +183,7 @@ class Counted:
 
     def _beside(self, windows: Pressure, hits: Hits) -> Moments:
         """What hits before or after all windows cost, by what they cost next to there."""
-        found = self._for_group(_psi.estimate(_ticks(hits), _psi_windows(windows), cpus=self._cpus, outside=True))
+        found = self._for_group(estimate(_ticks(hits), _psi_windows(windows), cpus=self._cpus, outside=True))
         return found.take(found.hi_ns > 0)
 
     def _for_group(self, found: Moments) -> Moments:
@@ -249,8 +250,8 @@ def _window_of(times: Ints, windows: Pressure) -> Ints:
     return np.where((times > windows.since_ns[at]) & (times <= windows.t_ns[at]), at, -1)
 
 
-def _ticks(hits: Hits) -> _psi.Ticks:
-    return _psi.Ticks(
+def _ticks(hits: Hits) -> Ticks:
+    return Ticks(
         t_ns=hits.t_ns,
         since_ns=hits.since_ns,
         hits=hits.own + hits.high + hits.above,
@@ -266,9 +267,9 @@ def _asleep(hits: Hits, windows: Pressure) -> Bools:
     return np.asarray(last > windows.since_ns - SLEEP_NS)
 
 
-def _psi_windows(windows: Pressure) -> _psi.Windows:
+def _psi_windows(windows: Pressure) -> Windows:
     wait = windows.cpu_wait_us
-    return _psi.Windows(
+    return Windows(
         since_ns=windows.since_ns,
         t_ns=windows.t_ns,
         some_us=windows.some_us,

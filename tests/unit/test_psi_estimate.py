@@ -19,7 +19,8 @@ from bench.fidelity.scores import Said, Score, score
 from bench.fidelity.truth import Episode, Interval, Truth
 from pymemcg._ffi import NONE
 from pymemcg._moments import PSI, Moments
-from pymemcg._psi import Ticks, Windows, estimate
+from pymemcg._psi import estimate
+from pymemcg._psi_costs import Ticks, Windows
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "stalls"
 MS = 1_000_000
