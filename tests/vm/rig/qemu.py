@@ -79,7 +79,7 @@ def run(kernel: Kernel, job: Job) -> int:
     with folder() as base, ExitStack() as stack:
         log = job.kernel_log or base / "kernel.log"
         status = base / "status"
-        settings = {"CGROUP": job.cgroup, "SWAP": job.swap, "OUT": "yes" if job.out else "no"}
+        settings = {"CGROUP": job.cgroup, "SWAP": job.swap, "DISK": job.disk, "OUT": "yes" if job.out else "no"}
         files = {
             "settings": "".join(f"{name}={value}\n" for name, value in settings.items()),
             "command": job.script(kernel.name),

@@ -32,6 +32,7 @@ def run(kernel: Kernel, job: Job) -> int:
         settings = {
             "CGROUP": job.cgroup,
             "SWAP": str(job.swap),
+            "DISK": str(job.disk),
             "OUT": str(job.out.resolve()) if job.out else "",
             "MODULES": str(kernel.modules.resolve() / "kernel"),
         }
@@ -46,6 +47,9 @@ def run(kernel: Kernel, job: Job) -> int:
                 os.close(sink)
                 in_time = relay(source, begun + job.timeout - time.monotonic())
         os.close(source)
+        if (base / "dmesg").exists():
+            with log.open("ab") as end:
+                end.write((base / "dmesg").read_bytes())
         return outcome(base / "status", log, in_time=in_time, seconds=job.timeout)
 
 
