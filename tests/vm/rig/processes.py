@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NoReturn
@@ -61,8 +61,9 @@ def exit_on_signals() -> None:
 def folder() -> Iterator[Path]:
     """An empty folder, removed at the end; what earlier runs left that were killed the hard way is removed at once."""
     for left in FOLDERS.glob(f"{PREFIX}*"):
-        if time.time() - left.stat().st_mtime > 60:
-            _remove_if_unused(left)
+        with suppress(FileNotFoundError):  # another run has just removed it
+            if time.time() - left.stat().st_mtime > 60:
+                _remove_if_unused(left)
     path = Path(mkdtemp(prefix=PREFIX, dir=FOLDERS))
     descriptor = os.open(path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
