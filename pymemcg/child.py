@@ -20,12 +20,13 @@ from pymemcg.mounts import read_text
 from pymemcg.places import Place, View, locate, members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 PREFIX = "pymemcg-"
 _PATIENCE_S = 10.0
 """A killed process first gives its memory back, and one that is in the middle of reclaim finishes that first."""
+_HALT_S = 1.0
+"""Likewise before it is stopped. Who waits for a child of vfork(2), which is stopped as well, never is."""
 
 
 class ChildGroup:
@@ -37,8 +38,8 @@ class ChildGroup:
 
     Where memory is on cgroup v2, a group may not hold both processes and groups with limits, so the new one is made elsewhere:
     below the nearest ancestor that hands the memory controller down and may be written to; or, where that is one of systemd's
-    own or there is none, in a transient scope that systemd is asked for, in the same slice. Limits of this process's own group
-    then do not hold in the new one.
+    own or there is none, in a transient scope that systemd is asked for, in the same slice, and nowhere if it gives none.
+    Limits of this process's own group then do not hold in the new one.
 
     Args:
         name: The last part of its name, `pymemcg-<pid>-<name>`.
@@ -140,10 +141,12 @@ class ChildGroup:
         """Hand a process over, with all its threads; it will be killed when the group is closed.
 
         Raises:
-            ValueError: It is this very process, which then could not close the group.
+            ValueError: It is this very process, which then could not close the group, or no number of a process.
             NotSupported: It may not be moved.
             SourceError: There is no such process.
         """
+        if pid <= 0:  # to the kernel, 0 is whoever writes it, and to kill(2) a whole process group
+            raise ValueError(f"{pid} is no process")
         if pid == os.getpid():
             raise ValueError("a process cannot end itself and then remove its group: hand over one that it started")
         for directory in self._made:
@@ -160,41 +163,71 @@ class ChildGroup:
         """Kill what was handed over and remove the group. Nothing to do the second time.
 
         Raises:
-            SourceError: The group cannot be removed.
+            SourceError: The group cannot be removed. It can be tried again.
         """
-        while self._nested:
-            self._nested.pop().close()
+        with contextlib.ExitStack() as stack:  # whatever fails, all the rest is done
+            stack.callback(self._give_back)
+            stack.callback(self._remove)
+            for inner in self._nested:
+                stack.callback(inner.close)
+        self._nested.clear()
+
+    def _remove(self) -> None:
         deadline = time.monotonic() + _PATIENCE_S
-        for pid in self._descendants():
-            _kill(pid)
+        ours = self._halt()
         while self._made:
+            for pid in ours:
+                _signal(pid, signal.SIGKILL)
             if _rmdir(self._made[-1], last=time.monotonic() > deadline):
                 self._made.pop()
             else:
-                self._expel()
+                self._expel(ours)
                 time.sleep(0.01)
+                ours = self._descendants(ours)
+
+    def _give_back(self) -> None:
+        """Undo what was done for the group elsewhere."""
         if self._scope is not None:
-            self._scope.close()
-        elif self._enabled is not None and not any(
-            name.startswith(PREFIX) for name in os.listdir(os.path.dirname(self._enabled))
-        ):
-            _write(self._enabled, "-memory")
-        self._scope = self._enabled = None
+            scope, self._scope = self._scope, None
+            scope.close()
+        if self._enabled is not None and not self._made:
+            with contextlib.suppress(OSError, MemcgError):  # it is gone, or not ours any more
+                if not _has_groups(os.path.dirname(self._enabled)):  # they would lose their limits
+                    _write(self._enabled, "-memory")
+            self._enabled = None
 
-    def _descendants(self) -> Iterator[int]:
-        """Who was handed over and is still here (its number may be another's by now), and then what these started."""
+    def _halt(self) -> set[int]:
+        """Stop who is to be killed, so that nobody is left out.
+
+        What a process starts between being seen and being killed would be an orphan, and nothing tells whose. Who is stopped
+        starts nothing, and still is its children's parent.
+        """
+        deadline = time.monotonic() + _HALT_S
+        ours: set[int] = set()
+        while True:
+            halted = all(_is_halted(pid) for pid in ours)
+            found = self._descendants(ours)
+            if (halted and found <= ours) or time.monotonic() > deadline:
+                return found
+            for pid in found - ours:
+                _signal(pid, signal.SIGSTOP)
+            ours = found
+            time.sleep(0.001)
+
+    def _descendants(self, known: set[int]) -> set[int]:
+        """Of those who are here: who was handed over or is known, and what these started. A number may be another's later."""
         here = {pid: _parent_of(pid) for directory in self._made for pid in members(directory)}
-        found = self._handed & here.keys()
-        while found:
-            yield from found
-            found = {pid for pid, above in here.items() if above in found}
+        found = (self._handed | known) & here.keys()
+        while more := {pid for pid, above in here.items() if above in found} - found:
+            found |= more
+        return found
 
-    def _expel(self) -> None:
+    def _expel(self, ours: set[int]) -> None:
         """Move whoever is here and is not ours to end to where this process is."""
         view = View()
         homes = (view.group_of(view.process).directory, _own_cgroup2(view))
         for directory, home in zip(self._made, homes, strict=False):
-            for pid in members(directory) - self._handed:
+            for pid in members(directory) - ours - self._handed - {0}:
                 with contextlib.suppress(MemcgError):  # it is exiting
                     try:
                         _write(f"{home}/cgroup.procs", str(pid))
@@ -219,19 +252,22 @@ def _default_parent(view: View, name: str) -> tuple[Place, Scope | None]:
     if view.version == 1:
         return own, None
     delegated = next((place for place in own.upwards() if _takes_groups(place)), None)
-    refusal = None
-    if delegated is None or systemd_manages(delegated):
+    if delegated is not None and not systemd_manages(delegated):
+        return delegated, None
+    refusal = "there is no systemd to ask for one"
+    if systemd_runs():
         try:
-            if systemd_runs():
-                scope = Scope(name, view, own)
-                return scope.place, scope
+            scope = Scope(name, view, own)
         except NotSupported as error:
             refusal = str(error)
+        else:
+            return scope.place, scope
+    above = "no group above hands the memory controller down to us"
     if delegated is not None:
-        return delegated, None
+        above = f"the nearest one above that hands the memory controller down, {delegated.name}, is systemd's own"
     raise NotSupported(
-        "no group can be made here: on cgroup v2 a group with processes may have none with limits below it, no group above "
-        f"hands the memory controller down to us, and {refusal or 'there is no systemd to ask for one'}",
+        "no group can be made here: on cgroup v2 a group with processes may have none with limits below it, "
+        f"{above}, and {refusal}",
         path=own.directory,
         hint=_what_helps(own),
     )
@@ -301,13 +337,32 @@ def _rmdir(directory: str, *, last: bool) -> bool:
     return True
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _has_groups(directory: str) -> bool:
+    with os.scandir(directory) as entries:
+        return any(entry.is_dir(follow_symlinks=False) for entry in entries)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # who may not be killed keeps the group from being removed
+        os.kill(pid, number)
+
+
+def _is_halted(pid: int) -> bool:
+    """Whether all its threads are stopped or have ended."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        return all(_stat(f"/proc/{pid}/task/{tid}")[0] in "TtZX" for tid in threads)
+    except OSError:
+        return not os.path.exists(f"/proc/{pid}")  # a single thread that ended: look again
 
 
 def _parent_of(pid: int) -> int | None:
     try:
-        return int(read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        return int(_stat(f"/proc/{pid}")[1])
     except SourceError:
         return None
+
+
+def _stat(directory: str) -> list[str]:
+    """State, parent and so on."""
+    return read_text(f"{directory}/stat").rpartition(")")[2].split()

@@ -4,27 +4,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pymemcg import Sampler, resolve
+from pymemcg import Sampler, child, resolve
 from pymemcg.child import PREFIX, ChildGroup
 from pymemcg.errors import NotSupported, SourceError, TargetError
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("own_groups")]
 
 MIB = 1 << 20
 SLEEPER = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
-
-
-@pytest.fixture(autouse=True)
-def _possible() -> None:
-    if reason := ChildGroup.possible():
-        pytest.skip(reason)
 
 
 @pytest.fixture
@@ -95,6 +91,44 @@ def test_what_a_member_started_ends_too():
         assert not _runs(started)
 
 
+@pytest.mark.kernel
+def test_what_a_member_starts_while_the_group_is_closed_ends_too():
+    """Its parent is killed, and then nothing tells whose it was."""
+    mark = f"{PREFIX}{os.getpid()}-forks"
+    code = (
+        "import os, sys, time; sys.stdin.readline()\n"
+        "for _ in range(3): os.fork()\n"
+        "for i in range(100):\n"  # by each of eight: so many take a while to be looked at
+        "    if os.fork() == 0: time.sleep(300); os._exit(0)\n"
+        "    if i == 25: os.write(1, b'\\n')\n"
+        "time.sleep(300)"
+    )
+    command = [sys.executable, "-c", code, mark]
+    try:
+        with ChildGroup("forks") as group, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            group.add(process.pid)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            group.close()
+        left = _running(mark)
+        assert left == []
+    finally:
+        for pid in _running(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _running(mark: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "cmdline").read_bytes() and _runs(int(folder.name)):
+                found.append(int(folder.name))
+    return found
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -123,6 +157,52 @@ def test_an_exception_leaves_nothing(sleeper):
     assert left_behind() == []
 
 
+def test_what_cannot_be_removed_keeps_nothing_else_from_being_closed(sleeper, monkeypatch):
+    monkeypatch.setattr(child, "_PATIENCE_S", 0.3)
+    outer = ChildGroup("outer")
+    kept, other = outer.child("kept"), outer.child("other")
+    other.add(sleeper.pid)
+    os.mkdir(f"{kept.directory}/left")
+    try:
+        with pytest.raises(SourceError, match="cannot be removed"):
+            outer.close()
+        assert sleeper.wait(60) == -9
+        assert not os.path.exists(other.directory)
+        assert os.path.isdir(kept.directory)
+    finally:
+        os.rmdir(f"{kept.directory}/left")
+        outer.close()
+    assert left_behind() == []
+
+
+def test_a_group_that_others_removed_together_with_that_above_is_closed():
+    with ChildGroup("outer") as outer:
+        inner = ChildGroup("inner", parent=outer.directory)
+        os.rmdir(inner.directory)
+        os.rmdir(outer.directory)
+        inner.close()
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+def test_the_controller_is_taken_back_from_nobody_who_uses_it(others):
+    if resolve().version == 1:
+        pytest.skip("cgroup v1 hands no controllers down")
+    with ChildGroup("outer") as outer:
+        handed_down = Path(outer.directory, "cgroup.subtree_control")
+        inner = ChildGroup("inner", parent=outer.directory, limit_bytes=64 * MIB)
+        assert handed_down.read_text().split() == ["memory"]
+        limit = Path(outer.directory, "other", "memory.max")
+        if others:
+            limit.parent.mkdir()
+            limit.write_text(str(32 * MIB))
+        inner.close()
+        assert ("memory" in handed_down.read_text()) is others
+        if others:
+            assert int(limit.read_text()) == 32 * MIB
+            limit.parent.rmdir()
+
+
 @pytest.mark.kernel
 def test_a_limit_that_the_kernel_refuses_leaves_nothing():
     with pytest.raises(NotSupported, match="Invalid argument"):
@@ -147,6 +227,14 @@ def test_no_such_process(sleeper):
 def test_this_very_process_cannot_be_handed_over():
     with ChildGroup("self") as group, pytest.raises(ValueError, match="cannot end itself"):
         group.add(os.getpid())
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_what_the_kernel_would_take_for_somebody_else_is_no_process(pid):
+    with ChildGroup("zero") as group:
+        with pytest.raises(ValueError, match="no process"):
+            group.add(pid)
+        assert resolve().directory != group.directory
 
 
 def test_below_a_directory_that_is_no_group(tmp_path):
