@@ -127,16 +127,18 @@ class Scope:
         """Let go of it. systemd removes it once nobody is in it any more; whoever was left there lives on."""
         self._holder.kill()
         _end(self._holder)
-        directory = getattr(self, "directory", None)
+        if not hasattr(self, "directory"):
+            return
         deadline = time.monotonic() + _PATIENCE_S
-        while directory is not None and _is_empty(directory) and time.monotonic() < deadline:
+        while _is_empty(self.place.directory) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
 def _is_empty(directory: str) -> bool:
+    """Whether it is there, with nobody in it or in groups below."""
     try:
-        return not read_text(f"{directory}/cgroup.procs").strip()
-    except MemcgError:  # it is gone
+        return "populated 0" in read_text(f"{directory}/cgroup.events")
+    except MemcgError:
         return False
 
 

@@ -104,7 +104,7 @@ class Witness:
         self._ended_ns = time.monotonic_ns()
         before, self._kills = self._kills, self._count_kills()
         if self._kills is not None:
-            self._kills -= before or 0
+            self._kills = self._kills - before if before is not None else None
         if self._group:
             self._left = len(members(self._group.directory))
 
@@ -141,18 +141,17 @@ class Witness:
     def _figures(self, command: str, status: int) -> Iterator[tuple[str, str]]:
         kills = self._kills or 0
         lasted = span(self._ended_ns - self._began_ns)
-        if status == -signal.SIGKILL and kills:
-            yield "", f"{command} was killed by the OOM killer after {lasted}"
-        elif status < 0:
-            yield "", f"{command} was killed by {_signal(-status)} after {lasted}"
+        if status < 0:
+            # The kernel counts those whom it kills, and does not say whom; others may send this signal, too.
+            likely = ", most likely by the OOM killer" if status == -signal.SIGKILL and kills else ""
+            yield "", f"{command} was killed by {_signal(-status)} after {lasted}{likely}"
         else:
             yield "", f"{command} ended with exit status {status} after {lasted}"
         if self._target:
             limit = f", limit {size(self._limit)}" if self._limit is not None else ""
             yield "group", f"{self._target.directory}{limit}"
-        others = kills - (status == -signal.SIGKILL)
-        if others > 0:
-            yield "OOM kills", f"{number(others)} others in the group meanwhile"
+        if kills:
+            yield "OOM kills", f"{number(kills)} in the group meanwhile"
         if self._left:
             yield "left", f"{number(self._left)} processes that it started go on, without the limit"
         if self._writer:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -211,14 +212,42 @@ def test_an_oom_kill_is_said_plainly(make_group):
         group.add(process.pid)
         _, errors = process.communicate("\n", timeout=60)
     assert process.returncode == 137
-    assert " was killed by the OOM killer after " in errors
+    assert re.match(r"pymemcg: \S+ was killed by signal 9 \(SIGKILL\) after .*, most likely by the OOM killer\n", errors)
+    assert re.search(r"OOM kills +1 in the group meanwhile\n", errors)
 
 
-def test_another_victim_of_the_oom_killer_is_told(own_groups):
-    script = f"{sys.executable} -c \"x = b'x' * (1 << 40)\"; echo survived; exit 2"
-    done = shell(script, "--memory-max", "32M")
-    assert done.returncode == 2
-    assert done.stdout == "survived\n"
+TOO_MUCH = f"""
+import pymemcg
+from pathlib import Path
+for name, limit in (("memory.memsw.limit_in_bytes", {64 * MIB}), ("memory.swap.max", 0)):
+    file = Path(pymemcg.resolve().directory, name)
+    if file.exists():
+        file.write_text(str(limit))
+x = b"x" * {256 * MIB}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "status", "says"),
+    [
+        ("exit 2", 2, "sh ended with exit status 2 "),
+        ("kill $$", 143, "sh was killed by signal 15 (SIGTERM) "),
+        ("kill -9 $$", 137, "sh was killed by signal 9 (SIGKILL) "),
+    ],
+)
+def test_another_victim_of_the_oom_killer_is_told(then, status, says, own_groups):
+    """Whether it was the command itself is not known for sure: the kernel counts alone."""
+    done = run("--memory-max", "64M", "--", "sh", "-c", f'"$@"; echo $? survived; {then}', "sh", sys.executable, "-c", TOO_MUCH)
+    assert (done.returncode, done.stdout) == (status, "137 survived\n")
+    assert f"pymemcg: {says}" in done.stderr
+    assert ("most likely by the OOM killer" in done.stderr) is (status == 137)
+    assert re.search(r"OOM kills +1 in the group meanwhile\n", done.stderr)
+
+
+def test_without_an_oom_kill_none_is_told(own_groups):
+    done = shell("kill -9 $$", "--memory-max", "64M")
+    assert done.returncode == 137
+    assert "OOM" not in done.stderr
 
 
 def test_what_is_left_behind_goes_on_outside_of_the_group(own_groups):

@@ -24,6 +24,25 @@ LOOK = "sed s/0:://p -n /proc/self/cgroup; cat /sys/fs/cgroup/$(sed s/0:://p -n 
 RUN = (*PYMEMCG, "run", "--memory-max", "64M", "--", "sh", "-c")
 SCOPE = re.compile(rf"{PREFIX}[0-9]+-run-[0-9a-f]+\.scope/{PREFIX}[0-9]+-run")
 
+UNREMOVABLE = """
+import os, time
+from pymemcg import MemcgError, child
+child._PATIENCE_S = 0.3
+group = child.ChildGroup("kept")
+scope = os.path.dirname(group.directory)
+assert scope.endswith(".scope"), scope
+os.mkdir(f"{group.directory}/left")
+try:
+    group.close()
+except MemcgError as error:
+    print("cannot be removed" if "cannot be removed" in str(error) else error)
+deadline = time.monotonic() + 30
+while os.path.exists(scope) and time.monotonic() < deadline:
+    time.sleep(0.05)
+print("the scope is there" if os.path.exists(scope) else "the scope is gone")
+group.close()
+"""
+
 
 @pytest.fixture(scope="module")
 def systemd() -> Iterator[Systemd]:
@@ -79,10 +98,18 @@ class TestRoot:
         top, path, _ = done.stdout.split()
         assert Path(path).parent == Path("/", Path(top).relative_to("/sys/fs/cgroup"))
 
-    def test_without_systemds_tools_it_is_below_the_slice(self, systemd, tmp_path):
-        done = systemd.scope("env", f"PATH={tmp_path}", *RUN[:-2], "/bin/sh", "-c", f"PATH=/usr/bin:/bin; {LOOK}")
+    def test_without_systemds_tools_there_is_none_and_why_is_said(self, systemd, tmp_path):
+        """The slice would take groups, but systemd may switch the controller off there, and with it the limit."""
+        done = systemd.scope("env", f"PATH={tmp_path}", *RUN[:-2], "/bin/sh", "-c", "echo it ran")
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "/system.slice, is systemd's own, and systemd-run cannot be started: No such file" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_a_group_that_cannot_be_removed_keeps_no_scope(self, systemd):
+        """Not even as long as the process that asked for it goes on."""
+        done = systemd.scope(sys.executable, "-c", UNREMOVABLE)
         assert done.returncode == 0, done.stderr
-        assert Path(done.stdout.split()[0]).parent == Path("/system.slice")
+        assert done.stdout.splitlines() == ["cannot be removed", "the scope is gone"]
 
 
 class TestUser:
