@@ -4,6 +4,7 @@
 Prints, as JSON, the figures of ours and of bare preads, name by name:
 
 - `sample`   the files of a full sample, read and turned into numbers
+- `pressure` the group's PSI, read and turned into numbers; by itself, since reading it so fast destroys what it says
 - `tick`     a tick of the sampler at its full rate: what it reads at each, with the row that it writes and all that it decides
 - `sampler`  a second of sampling at 1 kHz, both threads, beside a bare loop that sleeps and preads the same files as often
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 
-from pymemcg._ffi import Source, check, ffi, lib
+from pymemcg._ffi import PSI, Source, check, ffi, lib
 from pymemcg.bench import ticking
 from pymemcg.bench.reading import sample_files
 from pymemcg.cgroup import resolve
@@ -65,7 +66,12 @@ def main() -> None:
     os.mkdir(GROUP)
     with open(f"{GROUP}/cgroup.procs", "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
-    figures = {"sample": read_figures(sample_files(pressure=False)), "tick": tick_figures(), "sampler": sampler_figures()}
+    figures = {
+        "sample": read_figures(sample_files(pressure=False)),
+        "pressure": read_figures([(f"{GROUP}/memory.pressure", PSI)]),
+        "tick": tick_figures(),
+        "sampler": sampler_figures(),
+    }
     print(json.dumps({"release": os.uname().release, "figures": figures}))
 
 
