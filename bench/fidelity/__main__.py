@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,9 +32,8 @@ NOT_HERE = (
 def main() -> int:
     """Run what is asked for."""
     args = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and what was made is removed, as after Ctrl-C
-    steal = machine.Steal()
-    seconds = args.seconds or (LONG_SECONDS if args.long else SECONDS)
+    guests.processes.exit_on_signals()  # and what was made is removed, as after Ctrl-C
+    seconds, complete = args.seconds or (LONG_SECONDS if args.long else SECONDS), True
     command = "python -m bench.fidelity" + _kernels_option(args) + (" --long" if args.long else "")
     command += f" --seconds {seconds:g}" if args.seconds else ""
     about = machine.describe() | {"guest": os.environ.get("PYMEMCG_VM")}
@@ -48,13 +46,10 @@ def main() -> int:
                 report.judged.append(judge(workload, environment, run))
         report.guests = guests.kept_reports(args.again, args.only)
         report.command = "python -m bench.fidelity" + (f" --kernels {HERE} " if report.guests else "")
-        report.command += " ".join(each.kernel_version for each in report.guests)
+        report.command += " ".join(str(each.about.get("guest") or each.kernel_version) for each in report.guests)
     else:
         with tempfile.TemporaryDirectory(prefix="pymemcg-fidelity-") as folder:
-            _measure_all(report, raw, args, seconds, args.keep or folder)
-        report.steal = steal.ratio()
-        if args.keep and HERE in args.kernels:
-            keep_others(args.keep, report)
+            complete = _measure_all(report, raw, args, seconds, args.keep or folder)
     raw["runs"] = [each.describe() for each in report.judged]
     raw["guests"] = [{"about": each.about, "runs": [run.describe() for run in each.judged]} for each in report.guests]
     raw["failed"], raw["steal"] = report.failed, report.steal
@@ -65,13 +60,16 @@ def main() -> int:
         report.write(args.write)
     if not args.brief:
         print(report.to_markdown())
-    return 0
+    return 0 if complete else 1
 
 
-def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
-    """Here first, and then in guests: not at the same time, or each would disturb the other."""
+def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> bool:
+    """Here first, and then in guests: not at the same time, or each would disturb the other. False if a guest failed."""
     if HERE in args.kernels:
+        steal = machine.Steal()
         _measure(report, raw, args, seconds, folder)
+        report.steal = steal.ratio()
+        keep_others(folder, report)  # before the guests: whatever becomes of those, this has been measured
     if kernels := [each for each in args.kernels if each != HERE]:
         options = [
             "--brief",
@@ -79,7 +77,12 @@ def _measure_all(report: Report, raw: dict[str, object], args: argparse.Namespac
             f"{args.seconds or guests.SECONDS:g}",
             *(["--only", *args.only] if args.only else []),
         ]
-        report.guests = guests.measure(kernels, folder, options, _tell)
+        report.guests, failed = guests.measure(kernels, folder, options, _tell)
+        report.failed += failed
+        if failed and HERE in args.kernels:
+            keep_others(folder, report)
+        return not failed
+    return True
 
 
 def _measure(report: Report, raw: dict[str, object], args: argparse.Namespace, seconds: float, folder: str) -> None:
@@ -149,7 +152,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--write", metavar="PAGE", help="put the tables between the markers of a page")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings there, with the truth")
     parser.add_argument("--again", metavar="FOLDER", help="run nothing, but judge the detector by what was kept there")
-    return parser.parse_args()
+    args = parser.parse_args()
+    names = [guests.name_of(kernel) for kernel in args.kernels]
+    if len(set(names)) < len(names):
+        parser.error(f"kernels of the same name: {' '.join(sorted(names))}")
+    if args.keep:
+        os.makedirs(args.keep, exist_ok=True)
+    return args
 
 
 if __name__ == "__main__":

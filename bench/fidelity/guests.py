@@ -3,26 +3,38 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.fidelity.judging import judge
 from bench.fidelity.keeping import kept, kept_others
 from bench.fidelity.table import Report
-from pymemcg.errors import MemcgError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT / "tests/vm"))
+
+from rig import processes  # noqa: E402 - it is not in the packages' path
+
 SECONDS = 3.0
 """Of each run. A guest's clock counts instructions, so a second in which much is done takes ten and more."""
 TIMEOUT_S = 7200
 _LOG = "guest.log"
 
 
-def measure(kernels: Iterable[str], folder: str, options: Sequence[str], progress: Callable[[str], None]) -> list[Report]:
+def name_of(kernel: str) -> str:
+    """What a kernel is called, and its folder among those that are kept: one that is given by a path has another there."""
+    return Path(kernel).resolve().name if "/" in kernel else kernel
+
+
+def measure(
+    kernels: Iterable[str], folder: str, options: Sequence[str], progress: Callable[[str], None]
+) -> tuple[list[Report], list[tuple[str, str]]]:
     """Run the workloads in a guest of each kernel, at the same time, and keep what there was in `folder`.
+
+    They end with this process, however that ends, if `processes.exit_on_signals` was called.
 
     Args:
         kernels: As tests/vm/run names them.
@@ -30,22 +42,34 @@ def measure(kernels: Iterable[str], folder: str, options: Sequence[str], progres
         options: More of `python -m bench.fidelity`, for the guests.
         progress: Is told what is being done.
 
-    Raises:
-        MemcgError: A guest failed.
+    Returns:
+        What was measured; and which kernels failed, with the reason, while the others went on.
     """
-
-    def one(kernel: str) -> Report:
-        progress(f"{kernel} (see {folder}/{kernel}/{_LOG})")
-        _boot(kernel, Path(folder, kernel), options)
-        return kept_report(Path(folder, kernel))
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(one, kernels))
+    reports, failed = [], []
+    with ExitStack() as stack:
+        started = []
+        for kernel in kernels:
+            place = Path(folder, name_of(kernel))
+            place.mkdir(parents=True, exist_ok=True)
+            progress(f"{kernel} (see {place / _LOG})")
+            log = stack.enter_context((place / _LOG).open("wb"))
+            command = _command(kernel, place, options)
+            process = stack.enter_context(processes.running(*command, dies_by="TERM", stdout=log, stderr=log))
+            started.append((kernel, place, process))
+        for kernel, place, process in started:
+            if (status := process.wait()) == 0:
+                reports.append(kept_report(place))
+            else:
+                failed.append((f"the guest with {name_of(kernel)}", _why(place / _LOG, status)))
+                progress(f"{kernel} failed: {failed[-1][1]}")
+    return reports, failed
 
 
 def kept_reports(folder: str, names: Iterable[str] | None) -> list[Report]:
-    """Of all kernels that were kept there, the oldest first."""
-    found = sorted(Path(folder).glob("*/others.json"), key=lambda path: [int(part) for part in path.parent.name.split(".")])
+    """Of all kernels that were kept there: the oldest first, after those whose names have no number."""
+    found = sorted(
+        Path(folder).glob("*/others.json"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)]
+    )
     return [kept_report(path.parent, names) for path in found]
 
 
@@ -57,16 +81,14 @@ def kept_report(folder: Path, names: Iterable[str] | None = None) -> Report:
     return report
 
 
-def _boot(kernel: str, folder: Path, options: Sequence[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [
+def _command(kernel: str, folder: Path, options: Sequence[str]) -> list[str]:
+    return [
         str(CHECKOUT / "tests/vm/run"), kernel, "--icount", "--timeout", str(TIMEOUT_S), "--workdir", str(CHECKOUT),
         "--out", str(folder), "--",
         "env", "TMPDIR=/scratch", sys.executable, "-m", "bench.fidelity", "--keep", "/out", *options,
     ]  # fmt: skip
-    with open(folder / _LOG, "w+", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, check=False)
-        log.seek(0)
-        last = "".join(log.readlines()[-5:])
-    if done.returncode != 0:
-        raise MemcgError(f"the guest with {kernel} ended with status {done.returncode}: {last}")
+
+
+def _why(log: Path, status: int) -> str:
+    last = " ".join(line.strip() for line in log.read_text(errors="replace").splitlines()[-5:])
+    return f"it ended with status {status}: {last or 'it said nothing'}"
