@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from bench.fidelity import guests
 
 VM = Path(__file__).resolve().parents[1] / "vm"
 
@@ -36,8 +40,8 @@ lane, budget, matrix = program("lane"), program("budget"), program("matrix")
     ("output", "status", "complaint"),
     [
         ("== 10 passed in 1.00s ==", 0, None),
-        ("== 8 passed, 2 skipped in 1.00s ==", 0, None),
-        ("== 7 passed, 3 skipped in 1.00s ==", 0, "too many skipped"),
+        ("SKIPPED [1] a.py:3: no PSI\n== 9 passed, 1 skipped in 1.00s ==", 0, "none may skip, but: no PSI"),
+        ("== 8 passed, 1 skipped in 1.00s ==", 0, "1 of 10 tests missing"),
         ("== 9 passed in 1.00s ==", 0, "1 of 10 tests missing"),
         ("== 9 passed, 1 failed in 1.00s ==", 1, "failed with exit status 1"),
         ("== 10 skipped in 1.00s ==", 0, "no test ran"),
@@ -46,12 +50,56 @@ lane, budget, matrix = program("lane"), program("budget"), program("matrix")
     ],
 )
 def test_a_lane_complains(output, status, complaint):
-    assert lane.complaint(lane.pytests.Said.of(output, status), wanted=10) == complaint
+    kernel = lane.kernels.Kernel("6.1", Path("vmlinuz"), Path("6.1.0"))
+    for who in ("", "reader"):  # the same is asked of everybody
+        one = lane.Run("6.1", kernel, who, [f"test_a.py::test_{number}" for number in range(10)])
+        assert lane.complaint(lane.pytests.Said.of(output, status), one) == complaint
 
 
-def run_lane(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_a_lane_runs_as_everybody():
+    options = lane.argparse.Namespace(python=Path(sys.executable), tests=[], kernels=["6.12", "6.1"])
+    found = {name: lane.kernels.Kernel(name, Path("vmlinuz"), Path(f"{name}.0")) for name in options.kernels}
+    runs = lane.runs(options, found.__getitem__)
+    assert [run.title for run in runs[:2]] == ["6.12.0", "6.1.0"]
+    assert all(any("test_pressure.py::" in test for test in run.tests) for run in runs[:2])
+    assert {run.who for run in runs[2:]} == {"owner", "reader", "container", "beside"}
+    for run in runs[2:]:
+        assert run.title == f"{run.kernel.name}.0, as {run.who}"
+        assert run.command(options.python)[:3] == [VM / "as", run.who, "--"]
+        assert all("test_here.py::" in test for test in run.tests)
+        assert any("::TestBeside::" in test for test in run.tests) == (run.who == "beside")
+
+
+def run_lane(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(VM / "lane"), "--python", sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("apt", "says"),
+    [
+        (None, "there is no apt-get to install it: "),
+        ("echo E: Unable to locate package >&2; exit 100", "apt-get -q update: E: Unable to locate package"),
+    ],
+)
+def test_a_lane_without_qemu_fails(tmp_path, apt, says):
+    """As on a machine that has none and cannot have it installed: its PATH has nothing but what starts pytest."""
+    if any((Path(folder) / "qemu-system-x86_64").exists() for folder in ("/sbin", "/usr/sbin")):
+        pytest.skip("QEMU is where it is looked for whatever PATH is")
+    programs, kernel = tmp_path / "bin", tmp_path / "kernel"
+    programs.mkdir()
+    (programs / "env").symlink_to(shutil.which("env"))
+    if apt is not None:
+        (programs / "apt-get").write_text(f"#!/bin/sh\n{apt}\n")
+        (programs / "apt-get").chmod(0o755)
+    (kernel / "lib/modules/7.0").mkdir(parents=True)
+    (kernel / "boot").mkdir()
+    (kernel / "boot/vmlinuz-7.0").touch()
+    tests = str(Path(__file__).with_name("test_rig.py"))
+    done = run_lane(tests, "--kernels", f"{kernel}/", environment={**os.environ, "PATH": str(programs)})
+    assert (done.returncode, done.stdout) == (125, "")
+    assert says in done.stderr
+    assert ("qemu-system-x86" in done.stderr) == (apt is None)
 
 
 def test_a_lane_without_its_kernel_fails():
@@ -93,16 +141,63 @@ def test_a_budget_of_another_kernel_is_said(capsys):
     assert "6.1 is 6.1.9; recorded on 6.1.0" in capsys.readouterr().out
 
 
-def test_a_table_tells_what_failed_and_where_it_is_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize("output", ["", "Segmentation fault\n", "[1, 2]\n", '{"release": "6.1.0"}\n'])
+def test_a_guest_that_prints_no_figures_is_not_above_the_budget(output):
+    with pytest.raises(RuntimeError, match=r"6\.1: no figures in what it printed:(?s:.*)why"):
+        budget.read("6.1", output, "why")
+
+
+def test_a_kernel_that_cannot_be_had_fails_alone_and_in_a_folder_of_its_own(tmp_path):
+    told: list[str] = []
+    (tmp_path / "kernel").mkdir()
+    reports, failed = guests.measure(["9.9z", f"{tmp_path}/kernel/"], str(tmp_path / "kept"), [], told.append)
+    assert reports == []
+    assert [name for name, _ in failed] == ["the guest with 9.9z", "the guest with kernel"]
+    assert all("it ended with status 125" in why for _, why in failed)
+    assert sorted(os.listdir(tmp_path / "kept")) == ["9.9z", "kernel"]
+    assert os.listdir(tmp_path / "kernel") == []
+    assert len(told) == 4
+
+
+def test_what_was_kept_of_guests_is_found_whatever_they_are_called(tmp_path):
+    for name in ("6.12", "uml", "6.1", "mine-7"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "others.json").write_text(f'{{"about": {{"guest": "{name}"}}}}')
+    assert [report.about["guest"] for report in guests.kept_reports(str(tmp_path), None)] == ["uml", "6.1", "6.12", "mine-7"]
+
+
+@pytest.fixture
+def _no_cells(tmp_path, monkeypatch):
     monkeypatch.setenv("PYMEMCG_VM_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_cells")
+def test_a_table_tells_what_failed_and_where_it_is_from():
     output = (
         "SKIPPED [2] tests/live/test_a.py:3: there is no PSI\n"
         "FAILED tests/live/test_a.py::test_b - AssertionError\n== 1 failed, 3 passed, 2 skipped in 1.0s =="
     )
-    matrix.Cell("host", "root").keep(output, 1)
+    matrix.Cell("host", "root").keep(output, 1, marked=False)
     table = matrix.table()
     assert "| 1 failed, 3 passed, 2 skipped | – | – | – | – |" in table
     assert f"At commit {matrix.commit()}: host root." in table
     assert "| there is no PSI | host root 2 |" in table
     assert "- host, root: `live/test_a.py::test_b`" in table
     assert "| uml (not run yet) |" in table
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "marked", "verdict"),
+    [
+        ("== 3 passed in 1.0s ==", 0, False, "3 passed"),
+        ("== 3 passed in 1.0s ==", 0, True, "marked: 3 passed"),
+        ("== 1 failed, 3 passed in 1.0s ==", 1, False, "1 failed, 3 passed"),
+        ("== 3 passed in 1.0s ==\nSegmentation fault", 139, True, "marked: 3 passed; failed with exit status 139"),
+        ("== 3 passed in 1.0s ==", 125, False, "3 passed; the guest died or could not be had"),
+        ("tests/live/test_a.py ..", 124, False, "took too long"),
+    ],
+)
+@pytest.mark.usefixtures("_no_cells")
+def test_a_cell_tells_which_tests_there_were_and_how_they_ended(output, status, marked, verdict):
+    matrix.Cell("host", "reader").keep(output, status, marked=marked)
+    assert f"| – | – | {verdict} | – | – |" in matrix.table()

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of tests/vm/rig needs no guest: reading what pytest said, choosing a kernel, archives that a kernel can unpack."""
+"""tests/vm/rig: what needs no guest, such as reading what pytest said, choosing a kernel, archives that a kernel can unpack.
+
+And what guests do when something is amiss, where there is one at hand.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -11,13 +15,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vm"))
 
-from rig import initramfs, kernels, processes, pytests
+from rig import initramfs, kernels, processes, pytests, qemu, uml
 
 VM = Path(pytests.__file__).resolve().parents[1]
 PASSES = "def test_good(): pass"
@@ -145,3 +150,62 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def is_guest(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith(("qemu-system", "linux.uml"))
+    except FileNotFoundError:
+        return False
+
+
+def below(pid: int) -> list[int]:
+    """All processes that it started, and that those started."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *below(child)]
+    return found
+
+
+@pytest.fixture
+def kernel_at_hand() -> str:
+    """One that needs no download."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may start a guest")
+    for name, tools in (("uml", uml.TOOLS), ("6.12", qemu.TOOLS), ("6.1", qemu.TOOLS)):
+        pattern = kernels.UML_PACKAGE if name == "uml" else f"linux-image-{name}.*"
+        if [*(kernels.cache() / "kernels").glob(pattern)] and not processes.missing_of(tools):
+            return name
+    pytest.skip("there is no kernel in the cache of tests/vm/run, or not what boots it")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_guest_outlives_a_program_that_boots_it(number, kernel_at_hand, tmp_path):
+    with subprocess.Popen([VM / "capture", kernel_at_hand, tmp_path / "tree"], stderr=subprocess.PIPE, text=True) as capture:
+        until = time.monotonic() + 60
+        while not (guests := [pid for pid in below(capture.pid) if is_guest(pid)]):
+            assert capture.poll() is None, capture.stderr.read()
+            assert time.monotonic() < until, "no guest"
+            time.sleep(0.05)
+        capture.send_signal(number)
+    until = time.monotonic() + 30
+    while any(is_running(pid) for pid in guests):
+        assert time.monotonic() < until, "it still runs"
+        time.sleep(0.05)
+    assert not (tmp_path / "tree").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--swap", "16", "--kernel-args=module_blacklist=zram"], "there is no zram to swap to"),
+        (["--kernel-args=module_blacklist=virtio_blk ubda=/nowhere"], "there is no /dev/[uv][a-z]+ for /scratch"),
+    ],
+)
+def test_a_guest_without_what_it_was_asked_for_dies_with_the_reason(kernel_at_hand, options, reason):
+    command = [VM / "run", kernel_at_hand, *options, "--", "echo", "it ran"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert re.search(f"pymemcg-vm: {reason}\n", done.stderr), done.stderr

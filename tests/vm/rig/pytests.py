@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from rig.kernels import UnavailableError
 from rig.processes import DIED, TIMED_OUT
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +63,28 @@ class Said:
         if self.passed == 0:
             return "no test ran"
         return None
+
+
+def marked(python: Path) -> list[str]:
+    """The tests that are marked `kernel`."""
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.kernel" in path.read_text()]
+    return collected(python, "-m", "kernel", *files)  # to import the others only to find none takes long
+
+
+def of_places(python: Path) -> list[str]:
+    """The tests of what a process may do where it happens to be."""
+    return collected(python, str(ROOT / "tests" / "live" / "test_here.py"))
+
+
+def collected(python: Path, *arguments: str) -> list[str]:
+    """The tests that pytest finds here, each by a name that it takes: a guest is to have the same, from the same tree."""
+    done = subprocess.run(
+        command(python, "--collect-only", "--quiet", *arguments), cwd="/", capture_output=True, text=True, check=False
+    )
+    found = [str(ROOT / line) for line in done.stdout.splitlines() if "::" in line]
+    if done.returncode != 0 or not found:
+        raise UnavailableError(f"no tests to run:\n{done.stdout}{done.stderr}")
+    return found
 
 
 def command(python: Path, *arguments: str) -> list[str]:
