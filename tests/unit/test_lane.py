@@ -193,6 +193,8 @@ def test_a_table_tells_what_failed_and_where_it_is_from():
         ("== 3 passed in 1.0s ==", 0, True, "marked: 3 passed"),
         ("== 1 failed, 3 passed in 1.0s ==", 1, False, "1 failed, 3 passed"),
         ("== 3 passed in 1.0s ==\nSegmentation fault", 139, True, "marked: 3 passed; failed with exit status 139"),
+        ("== 3 passed in 1.0s ==", 1, False, "3 passed; failed with exit status 1"),
+        ("== 2 skipped in 1.0s ==", 0, False, "2 skipped; no test ran"),
         ("== 3 passed in 1.0s ==", 125, False, "3 passed; the guest died or could not be had"),
         ("tests/live/test_a.py ..", 124, False, "took too long"),
     ],
