@@ -26,7 +26,7 @@ PREFIX = "pymemcg-"
 _PATIENCE_S = 10.0
 """A killed process first gives its memory back, and one that is in the middle of reclaim finishes that first."""
 _HALT_S = 1.0
-"""Likewise before it is stopped. Who waits for a child of vfork(2), which is stopped as well, never is."""
+"""Likewise before it is stopped, from when the last one was found. Who waits for a child of vfork(2) never is."""
 
 
 class ChildGroup:
@@ -173,8 +173,8 @@ class ChildGroup:
         self._nested.clear()
 
     def _remove(self) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
         ours = self._halt()
+        deadline = time.monotonic() + _PATIENCE_S
         while self._made:
             for pid in ours:
                 _signal(pid, signal.SIGKILL)
@@ -202,15 +202,21 @@ class ChildGroup:
         What a process starts between being seen and being killed would be an orphan, and nothing tells whose. Who is stopped
         starts nothing, and still is its children's parent.
         """
-        deadline = time.monotonic() + _HALT_S
+        begun = latest = time.monotonic()
         ours: set[int] = set()
+        going: set[int] = set()
         while True:
-            halted = all(_is_halted(pid) for pid in ours)
+            going = {pid for pid in going if not _is_halted(pid)}
             found = self._descendants(ours)
-            if (halted and found <= ours) or time.monotonic() > deadline:
-                return found
-            for pid in found - ours:
+            new = found - ours
+            for pid in new:
                 _signal(pid, signal.SIGSTOP)
+            now = time.monotonic()
+            if new:
+                latest = now
+            if not (going or new) or now > min(latest + _HALT_S, begun + _PATIENCE_S):
+                return found
+            going |= new
             ours = found
             time.sleep(0.001)
 

@@ -91,7 +91,6 @@ def test_what_a_member_started_ends_too():
         assert not _runs(started)
 
 
-@pytest.mark.kernel
 def test_what_a_member_starts_while_the_group_is_closed_ends_too():
     """Its parent is killed, and then nothing tells whose it was."""
     mark = f"{PREFIX}{os.getpid()}-forks"
