@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import sysconfig
 import tempfile
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import facts
 import outside
-from actor import Actor, Failed
+from actor import Actor
 from outside import OutsideGroup
 
 from pymemcg.bench.swap import ZramSwap
@@ -30,21 +33,36 @@ from pymemcg.mounts import IN_MEMORY, file_system
 @pytest.fixture(scope="session")
 def _group_maker() -> type[ChildGroup] | str:
     """Who makes groups for tests; or why nobody does."""
-    return OutsideGroup if outside.POSSIBLE else ChildGroup.possible() or ChildGroup
+    return OutsideGroup if outside.POSSIBLE else _refusal() or ChildGroup
 
 
-def _is_kept_out(error: OSError | Failed) -> bool:
+def _refusal() -> str | None:
+    """Why no groups can be made by this process. That none can where they can is an error."""
+    refused = ChildGroup.possible()
+    if refused is not None and facts.groups_can_be_made():
+        pytest.fail(f"whoever is {facts.WHO or 'root'} here can make groups, but: {refused}")
+    return refused
+
+
+def _is_kept_out(error: OSError) -> bool:
     """Whether the test itself was to write to a group that somebody else has made; pymemcg's own errors are none of these."""
-    name, text = error.name if isinstance(error, Failed) else type(error).__name__, str(error)
-    refused = [os.strerror(number) for number in (errno.EROFS, errno.EACCES, errno.EPERM)]
-    return name in ("PermissionError", "OSError") and "/sys/fs/cgroup" in text and any(why in text for why in refused)
+    refused = isinstance(error, PermissionError) or error.errno == errno.EROFS
+    return refused and str(error.filename).startswith("/sys/fs/cgroup") and _raised_for_a_test(error)
+
+
+def _raised_for_a_test(error: BaseException) -> bool:
+    """Whether a line of a test, and none of pymemcg's, asked Python's library for what failed."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    library = Path(sysconfig.get_path("stdlib"))
+    asked = [file for file in files if not file.is_relative_to(library) or "site-packages" in file.parts]
+    return bool(asked) and asked[-1].is_relative_to(Path(__file__).resolve().parent)
 
 
 @contextmanager
 def _skipped_if_kept_out(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, Failed) as error:
+    except OSError as error:
         if not (outside.POSSIBLE and _is_kept_out(error)):
             raise
         pytest.skip(f"only who may write to the hierarchy can {what}: {error}")
@@ -77,8 +95,15 @@ def _tracefs() -> Iterator[None]:
 @pytest.fixture
 def own_groups() -> None:
     """For programs that make a group themselves."""
-    if refused := ChildGroup.possible():
+    if refused := _refusal():
         pytest.skip(refused)
+
+
+@pytest.fixture
+def tracing(_tracefs: None) -> None:
+    """For what cannot be shown without tracepoints: who may open them has to be able to."""
+    if why := facts.no_tracepoints():
+        pytest.skip(why)
 
 
 @pytest.fixture

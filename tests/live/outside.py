@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from pymemcg import resolve
@@ -20,6 +21,8 @@ def _ask(**request: Any) -> dict[str, Any]:
     with socket.socket(fileno=os.dup(int(_NUMBER))) as connection:
         connection.send(json.dumps(request).encode())
         answer: dict[str, Any] = json.loads(connection.recv(65536))
+    if answer.get("errno"):
+        raise OSError(answer["errno"], f"{request}: {answer['error']}")
     assert "error" not in answer, answer
     return answer
 
@@ -45,9 +48,21 @@ class OutsideGroup(ChildGroup):
     def add(self, pid: int) -> None:
         _ask(do="add", number=self.number, pid=pid)
 
+    def write(self, file: str, text: str) -> None:
+        _ask(do="write", number=self.number, file=file, text=text)
+
     def close(self) -> None:
         while self._within:
             self._within.pop().close()
         if self.number is not None:
             _ask(do="remove", number=self.number)
         self.number = None
+
+
+def write(group: ChildGroup, file: str, text: str) -> None:
+    """Set something of a test's group, as an administrator does."""
+    if isinstance(group, OutsideGroup):
+        group.write(file, text)
+        return
+    places = [place for place in (group.directory, group.cgroup2_directory) if place and os.path.exists(f"{place}/{file}")]
+    Path((places or [group.directory])[0], file).write_text(text)

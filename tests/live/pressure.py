@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+import facts
+import outside
 from actor import MIB, Actor, Failed, until
 
 from pymemcg import Sampler, stalls
@@ -58,14 +59,26 @@ if ctypes.CDLL(None, use_errno=True).mlockall(1) != 0:
 
 
 def loaded(actor: Actor) -> Actor:
-    """It knows how to touch memory."""
+    """It knows how to touch memory.
+
+    Who may lock little has the load itself reclaimed, too, and read again: `or_thrash`.
+    """
     try:
         actor.do(LOAD)
     except Failed as failed:
-        if "mlockall" not in str(failed) or os.geteuid() == 0:
+        if "mlockall" not in str(failed) or not _may_lock_little():
             raise
-        pytest.skip("RLIMIT_MEMLOCK is too small to keep the load itself from being reclaimed")
     return actor
+
+
+def _may_lock_little() -> bool:
+    """As containers may, and users whom nobody could give more."""
+    return not facts.is_root() and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
+
+
+def or_thrash(*causes: str) -> set[str]:
+    """These causes, and that of loads which are not locked."""
+    return {*causes, "thrash"} if _may_lock_little() else set(causes)
 
 
 def counted(group: ChildGroup, key: str) -> int:
@@ -100,7 +113,7 @@ def evict(group: ChildGroup, pages: int) -> None:
     for _ in range(5):
         try:
             name, text = ("memory.reclaim", f"{64 * MIB}") if is_v2(group) else ("memory.force_empty", "0")
-            Path(group.directory, name).write_text(text)
+            outside.write(group, name, text)
         except BlockingIOError:  # there was not as much
             pass
         after = keyed(stat)
@@ -166,6 +179,9 @@ def watching(group: ChildGroup, *pids: int, seconds: float = 8, evidence: str = 
         with suppress(NotSupported):
             trace = stack.enter_context(Trace(seconds, name="pressure"))
         sampler = stack.enter_context(Sampler(group.spec, evidence=evidence))
+        if evidence == "auto":
+            works = {name for name, why in sampler.evidence.items() if why is None}
+            assert works == facts.evidence(group.directory, group.cgroup2_directory), sampler.evidence
         if trace is not None:
             trace.start(pids)
         until(lambda: last(sampler, "limits"))
@@ -187,4 +203,4 @@ def causes(found: list[Stall]) -> dict[str, int]:
 
 def whole_machine() -> bool:
     """Whether the machine is the test's own, to do as it likes."""
-    return bool(os.environ.get("PYMEMCG_VM"))
+    return facts.MACHINE_IS_OURS

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 from actor import MIB, Actor, until
 
@@ -43,7 +44,7 @@ def write(group, role: str, value: int | str) -> None:
     name = role if os.path.exists(f"{group.directory}/{role}") else v1.get(role, role)
     if not os.path.exists(f"{group.directory}/{name}"):
         pytest.skip(f"there is no {role} here")
-    Path(group.directory, name).write_text(str(value))
+    outside.write(group, name, str(value))
 
 
 @pytest.fixture
@@ -164,8 +165,8 @@ class TestPressure:
         group, switch = switched
         with Sampler(group.spec) as sampler:
             until(lambda: sampler.pressure.head >= 2)
-            switch.write_text("0")
-            switch.write_text("1")
+            outside.write(group, switch.name, "0")
+            outside.write(group, switch.name, "1")
             until(lambda: sampler.pressure.closed)
             assert sampler.pressure.closed == os.strerror(errno.ENODEV)
             assert sampler.evidence["psi"] == f"closed: {os.strerror(errno.ENODEV)}"
@@ -179,11 +180,11 @@ class TestPressure:
 
     def test_off_before_the_start(self, switched):
         group, switch = switched
-        switch.write_text("0")
+        outside.write(group, switch.name, "0")
         with Sampler(group.spec) as sampler:
             assert f"write 1 to {switch}" in sampler.absent["pressure"]
             assert f"write 1 to {switch}" in str(sampler.evidence["psi"])
-            switch.write_text("1")
+            outside.write(group, switch.name, "1")
             assert grows(sampler.usage)
             assert "pressure" in sampler.absent
 
@@ -193,7 +194,7 @@ class TestPressure:
             other = make_actor()
             other.do(f"from pymemcg import Sampler; s = Sampler({group.spec!r}).start()")
             assert other.do("s.role") == "attached"
-            switch.write_text("0")
+            outside.write(group, switch.name, "0")
             until(lambda: sampler.pressure.closed)
             until(lambda: other.do("s.pressure.closed"))
             assert other.do("s.evidence['psi']") == sampler.evidence["psi"] == f"closed: {os.strerror(errno.ENODEV)}"
@@ -205,7 +206,7 @@ class TestPressure:
             pytest.skip("no cgroup.pressure here")
         actor = cacher(group)
         with Sampler(group.spec) as sampler:
-            switch.write_text("0")
+            outside.write(group, switch.name, "0")
 
             def closed() -> str | None:
                 actor.do("cache(8)")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import outside
 import pytest
 from actor import MIB
 from pressure import LIMIT, causes, is_v2, loaded, watching
@@ -50,7 +51,7 @@ def make_limited(make_group):
         file = Path(group.directory, "memory.memsw.limit_in_bytes")
         if is_v2(group) or not file.exists():
             pytest.skip("cgroup v2, or a kernel that does not account swap: there is no limit on memory and swap together")
-        file.write_text(str(memsw))
+        outside.write(group, file.name, str(memsw))
         return group
 
     return make

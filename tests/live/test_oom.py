@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import outside
 import pytest
 from actor import MIB, until
 from pressure import whole_machine
@@ -50,7 +51,7 @@ def without_swap(group) -> None:
     """Not by a limit of memsw: where that is memory's, v1 counts no hits on some kernels."""
     for name in ("memory.swap.max", "memory.swappiness"):
         if os.path.exists(f"{group.directory}/{name}"):
-            Path(group.directory, name).write_text("0")
+            outside.write(group, name, "0")
 
 
 def last_kills(sampler) -> int:
@@ -97,7 +98,7 @@ class TestFromOutside:
         switch = Path(small.directory, "memory.oom.group")
         if not switch.exists():
             pytest.skip("no memory.oom.group here")
-        switch.write_text("1")
+        outside.write(small, switch.name, "1")
         told: list[pymemcg.OomKill] = []
         with Sampler(small.spec, on_oom=told.append) as sampler:
             actors = [make_actor(small) for _ in range(3)]

@@ -4,24 +4,37 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
+import outside
 import pytest
 from actor import MIB
-from pressure import LIMIT, causes, counted, evict, is_v2, loaded, slept_ns, stalled_us, total_ns, watching, whole_machine
+from pressure import (
+    LIMIT,
+    causes,
+    counted,
+    evict,
+    is_v2,
+    loaded,
+    or_thrash,
+    slept_ns,
+    stalled_us,
+    total_ns,
+    watching,
+    whole_machine,
+)
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("swap")]
+pytestmark = pytest.mark.live
 
 
 @pytest.fixture
-def no_swap(swap, make_group):
+def no_swap(make_group):
     """A group whose memory cannot be reclaimed, as on a machine without swap."""
 
     def make(name, **options):
         group = make_group(name, **options)
         if not is_v2(group):
             pytest.skip("memory.high is of cgroup v2")
-        Path(group.directory, "memory.swap.max").write_text("0")
+        outside.write(group, "memory.swap.max", "0")
         return group
 
     return make
@@ -29,12 +42,19 @@ def no_swap(swap, make_group):
 
 def told_without_psi(found, cause, begin_ns, end_ns):
     """Counters tell that a limit was hit, when, and whose; for how long that held anybody they do not know."""
-    assert {stall.cause for stall in found} == {cause}
+    assert cause in {stall.cause for stall in found} <= or_thrash(cause)
     assert all(stall.stall_ns is None for stall in found if "counters" in stall.evidence)
     assert all(begin_ns <= stall.end_ns and stall.start_ns <= end_ns for stall in found)
 
 
+def is_mostly(cause, told):
+    """What held anybody was this, but for a fifth."""
+    took = causes(told)
+    return took[cause] > 0 and sum(took.get(each, 0) for each in or_thrash(cause)) >= 0.8 * sum(took.values())
+
+
 @pytest.mark.kernel
+@pytest.mark.usefixtures("swap")
 def test_own_limit(make_group, make_actor):
     group = make_group("limit", limit_bytes=LIMIT)
     actor = loaded(make_actor(group))
@@ -55,7 +75,7 @@ def test_own_limit(make_group, make_actor):
         assert traced <= joined <= (1.05 if whole_machine() else 1) * traced
     if watch.works("psi"):
         told = causes(found["psi"])
-        assert told["limit"] >= 0.8 * sum(told.values())
+        assert is_mostly("limit", found["psi"])
         assert any(stall.cause == "limit" and not stall.harmless for stall in found["psi"])
         assert told["limit"] <= end - begin
         if watch.truth is not None:  # of which it does not know what was waiting for a CPU
@@ -63,10 +83,12 @@ def test_own_limit(make_group, make_actor):
                 total_ns(found["trace"], of) for of in (lambda stall: stall.stall_lo_ns, lambda stall: stall.stall_hi_ns)
             )
             assert 0.4 * least < told["limit"] < 2.5 * most
-    for stall in found["auto"]:
-        if stall.cause == "limit":
-            assert stall.limit_bytes == LIMIT
-            assert stall.limit_hits > 0
+    if found.keys() == {"auto"}:
+        told_without_psi(found["auto"], "limit", begin, end)
+    hit = [stall for stall in found["auto"] if stall.cause == "limit"]
+    assert hit
+    assert {stall.limit_bytes for stall in hit} == {LIMIT}
+    assert all(stall.limit_hits > 0 for stall in hit)
 
 
 @pytest.mark.kernel
@@ -74,7 +96,7 @@ def test_memory_high(no_swap, make_actor):
     """Reclaim finds nothing: threads sleep on their way back from the kernel, and only PSI and wchan tell."""
     group = no_swap("high")
     actor = loaded(make_actor(group))
-    Path(group.directory, "memory.high").write_text(str(LIMIT))
+    outside.write(group, "memory.high", str(LIMIT))
     with watching(group, actor.pid) as watch:
         actor.do("it = region(40)")
         before, pressure = counted(group, "high"), stalled_us(group)
@@ -92,7 +114,7 @@ def test_memory_high(no_swap, make_actor):
     assert watch.truth is None or watch.truth.total_us < pressure / 2, "tracepoints do not tell of it"
     for told in (found, by_psi):
         high = [stall for stall in told if stall.cause == "high" and not stall.harmless]
-        assert causes(told)["high"] == sum(causes(told).values()), causes(told)
+        assert "high" in causes(told).keys() <= or_thrash("high"), causes(told)
         assert 0.6 * pressure < total_ns(high) / 1000 < 1.3 * pressure
         assert total_ns(high) > 0.6 * slept_ns(took)
         assert all(begin <= stall.end_ns and stall.start_ns <= end for stall in high)
@@ -103,6 +125,7 @@ def test_memory_high(no_swap, make_actor):
 
 
 @pytest.mark.kernel
+@pytest.mark.usefixtures("swap")
 def test_reclaim_from_outside(make_group, make_actor):
     """As an administrator or a daemon does it: nobody of the group waits."""
     group = make_group("outside")
@@ -117,6 +140,8 @@ def test_reclaim_from_outside(make_group, make_actor):
     assert found == {name: [] for name in found}
 
 
+@pytest.mark.kernel
+@pytest.mark.usefixtures("swap")
 def test_parents_limit(make_group, make_actor):
     outer = make_group("outer", limit_bytes=LIMIT)
     group = outer.child("inner")
@@ -131,7 +156,7 @@ def test_parents_limit(make_group, make_actor):
         told_without_psi(found["auto"], "ancestor", begin, end)
         return
     for told in found.values():
-        assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values()) > 0
+        assert is_mostly("ancestor", told)
         assert all(stall.limit_hits for stall in told if stall.cause == "ancestor" and not stall.harmless)
         assert causes(told)["ancestor"] <= end - begin
     if watch.truth is not None:
@@ -145,7 +170,7 @@ def test_parents_memory_high(no_swap, make_actor):
     outer = no_swap("outer")
     group = outer.child("inner")
     actor = loaded(make_actor(group))
-    Path(outer.directory, "memory.high").write_text(str(LIMIT))
+    outside.write(outer, "memory.high", str(LIMIT))
     with watching(group, actor.pid) as watch:
         actor.do("it = region(40)")
         pressure = stalled_us(group)
@@ -160,7 +185,7 @@ def test_parents_memory_high(no_swap, make_actor):
         told_without_psi(found, "ancestor", begin, end)
         return
     for told in (found, by_psi):
-        assert causes(told)["ancestor"] >= 0.8 * sum(causes(told).values())
+        assert is_mostly("ancestor", told)
         assert 0.6 * pressure < causes(told)["ancestor"] / 1000 < 1.3 * pressure
         assert all(stall.start_ns <= end for stall in told if stall.end_ns >= begin and stall.stall_ns)
     assert {tid for stall in found if "wchan" in stall.evidence for tid in stall.tids} == {actor.pid}

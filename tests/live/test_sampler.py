@@ -8,7 +8,9 @@ import signal
 import time
 from pathlib import Path
 
+import facts
 import numpy as np
+import outside
 import pytest
 from actor import MIB, until
 
@@ -122,10 +124,10 @@ class TestValues:
         now, wall = time.clock_gettime_ns(time.CLOCK_MONOTONIC), time.clock_gettime_ns(time.CLOCK_REALTIME)
         assert abs(sampler.usage.realtime_ns(np.array([now]))[0] - wall) < 50_000_000
 
-    def test_pressure(self, quiet):
+    def test_pressure(self, group, quiet):
         sampler, _ = quiet
-        if "pressure" in sampler.absent:
-            pytest.skip(sampler.absent["pressure"])
+        if why := facts.no_psi(group.directory, group.cgroup2_directory):
+            pytest.skip(why)
         lines = Path(sampler.target.pressure_file).read_text().splitlines()
         some, full = (int(line.rpartition("=")[2]) for line in lines)
         row = last(sampler.pressure)
@@ -202,8 +204,8 @@ class TestOwnProcess:
     def test_psi_of_an_idle_group_is_not_read(self, group, make_actor):
         make_actor(group)
         with Sampler(group.spec) as sampler:
-            if "pressure" in sampler.absent:
-                pytest.skip(sampler.absent["pressure"])
+            if why := facts.no_psi(group.directory, group.cgroup2_directory):
+                pytest.skip(why)
             after(sampler.usage, 250)
             assert sampler.stats()["psi_reads"] == 1
             assert sampler.pressure.head == 1
@@ -219,7 +221,7 @@ class TestLimits:
             head = sampler.limits.head
             for place, level, limit in ((inner, 0, 100 * MIB), (outer, 1, 200 * MIB), (inner, 0, 120 * MIB)):
                 moment = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-                Path(place.directory, levels[level].files["limit"]).write_text(str(limit))
+                outside.write(place, levels[level].files["limit"], str(limit))
                 until(lambda head=head: sampler.limits.head > head)
                 head += 1
                 row = last(sampler.limits)
@@ -232,7 +234,7 @@ class TestLimits:
         group = make_group("test", limit_bytes=64 * MIB)
         with Sampler(group.spec) as sampler:
             unlimited = "max" if sampler.target.version == 2 else "-1"
-            Path(group.directory, sampler.target.levels[0].files["limit"]).write_text(unlimited)
+            outside.write(group, sampler.target.levels[0].files["limit"], unlimited)
             until(lambda: (last(sampler.limits)["level"], last(sampler.limits)["limit_bytes"]) == (0, NONE))
 
     def test_hits_are_counted_and_told(self, make_group, make_actor, tmp_path):
@@ -277,11 +279,11 @@ class TestTicks:
     def test_when_a_limit_comes_near_and_goes_away(self, make_group):
         group = make_group("moving", limit_bytes=1 << 30)
         with Sampler(group.spec) as sampler:
-            file = Path(group.directory, sampler.target.levels[0].files["limit"])
+            file = sampler.target.levels[0].files["limit"]
             until(lambda: sampler.stats()["period_ns"] == 10_000_000)
-            file.write_text(str(16 * MIB))
+            outside.write(group, file, str(16 * MIB))
             until(lambda: sampler.stats()["period_ns"] == 1_000_000)
-            file.write_text(str(1 << 30))
+            outside.write(group, file, str(1 << 30))
             until(lambda: sampler.stats()["period_ns"] == 10_000_000)
 
     def test_after_a_hit_the_full_rate_stays_for_a_while(self, make_group, make_actor, tmp_path):

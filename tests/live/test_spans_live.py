@@ -9,7 +9,6 @@ import os
 import pytest
 
 import pymemcg
-from pymemcg import tracepoints
 from pymemcg.bench.swap import ZramSwap
 from pymemcg.errors import NotSupported
 
@@ -61,20 +60,12 @@ def service(make_group, make_actor):
         actor.close()  # its memory must leave the swap device first
 
 
-def no_tracepoints() -> str | None:
-    try:
-        return tracepoints.probe(tracepoints.event_ids())
-    except NotSupported as error:
-        return str(error)
-
-
 def rows(actor, what):
     return json.loads(actor.do(f"__import__('json').dumps({what})"))
 
 
+@pytest.mark.usefixtures("tracing")
 def test_with_tracepoints_the_reclaim_of_each_span_s_own_thread(service, tmp_path):
-    if reason := no_tracepoints():
-        pytest.skip(reason)
     path = str(tmp_path / "spans.memcg")
     service.do(f"s = Sampler().start(); recorder = Recorder(s, {path!r}, 60); serve(60)")
     assert service.do("until_final()")

@@ -17,27 +17,10 @@ from bench.fidelity import running
 from bench.fidelity.workloads import WORKLOADS
 from pymemcg import Sampler, tracepoints
 from pymemcg._ffi import NONE
-from pymemcg.bench import tracefs
 from pymemcg.bench.swap import ZramSwap
-from pymemcg.child import ChildGroup
 from pymemcg.errors import NotSupported
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("importable_bench")]
-
-
-@pytest.fixture
-def _tracing():
-    """Tracefs is mounted while the test lasts."""
-    if reason := ChildGroup.possible():
-        pytest.skip(reason)
-    try:
-        trace = tracefs.Trace(1)
-    except NotSupported as error:
-        pytest.skip(str(error))
-    with trace:
-        if reason := tracepoints.probe(tracepoints.event_ids()):
-            pytest.skip(reason)
-        yield
 
 
 def by_thread(intervals):
@@ -48,13 +31,11 @@ def by_thread(intervals):
 
 
 @pytest.mark.parametrize(("name", "inside"), [("bursts", True), ("threads", False), ("fork storm", False)])
+@pytest.mark.usefixtures("own_groups", "tracing")
 def test_every_interval_is_found(tmp_path, name, inside):
     workload = next(each for each in WORKLOADS if each.name == name)
-    if reason := ChildGroup.possible():
-        pytest.skip(reason)
     try:
         swap = ZramSwap(512 << 20)
-        tracefs.Trace(1).close()
     except NotSupported as error:
         pytest.skip(str(error))
     with swap:
@@ -80,7 +61,7 @@ def test_every_interval_is_found(tmp_path, name, inside):
 
 
 @pytest.mark.kernel
-@pytest.mark.usefixtures("_tracing")
+@pytest.mark.usefixtures("own_groups", "tracing")
 def test_reclaim_of_others_is_left_out(make_group, make_actor, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"")
@@ -129,7 +110,7 @@ def test_denied_is_a_normal_case():
 
 
 @pytest.mark.kernel
-@pytest.mark.usefixtures("_tracing")
+@pytest.mark.usefixtures("tracing")
 def test_ids_can_be_handed_in():
     with Sampler(evidence="trace", event_ids=tracepoints.event_ids()) as sampler:
         assert sampler.evidence["trace"] is None

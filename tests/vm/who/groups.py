@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -52,9 +53,15 @@ class Group:
     def __init__(self, name: str, above: Group | None = None) -> None:
         self.hierarchies = hierarchies() if above is None else above.hierarchies
         parents = [_parent(at, len(self.hierarchies) == 1) for at in self.hierarchies] if above is None else above.directories
-        self.directories = [parent / f"pymemcg-{name}" for parent in parents]
-        for directory in self.directories:
-            directory.mkdir()
+        self.directories: list[Path] = []
+        try:
+            for parent in parents:
+                (parent / f"pymemcg-{name}").mkdir()
+                self.directories.append(parent / f"pymemcg-{name}")
+        except OSError:
+            for directory in self.directories:
+                directory.rmdir()
+            raise
 
     @property
     def memory(self) -> Path:
@@ -81,6 +88,17 @@ class Group:
         for directory in self.directories:
             (directory / "cgroup.procs").write_text(str(pid))
 
+    def write(self, file: str, text: str) -> None:
+        """To a file of its own, in the first hierarchy that has it."""
+        if "/" in file:
+            raise ValueError(f"{file} is not a file of the group's")
+        path = next((directory / file for directory in self.directories if (directory / file).exists()), self.memory / file)
+        descriptor = os.open(path, os.O_WRONLY)  # nothing is made where there is none
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+
     def remove(self) -> None:
         """End all within, which nobody but us has started, and remove the group with all that was made below it."""
         deadline = time.monotonic() + _PATIENCE_S
@@ -94,14 +112,27 @@ class Group:
 
 
 def remove_left_behind() -> None:
-    """Groups of a tests/vm/as that was killed. Only empty ones: a process that is still there may be anybody's."""
+    """Groups of a tests/vm/as that was killed. Only empty ones: a process that is still there may be anybody's.
+
+    That a number is nobody's may only mean that it is of another pid namespace; then its group is empty only while it is made.
+    """
     found = hierarchies()
     for at in found:
         for top in _parent(at, len(found) == 1).glob("pymemcg-*-as-*"):
-            if not Path("/proc", top.name.split("-")[1]).exists():
+            number = re.fullmatch(r"pymemcg-(\d+)-as-[a-z]+", top.name)
+            if number and not Path("/proc", number[1]).exists() and _is_left_behind(top):
                 for directory, _, _ in os.walk(top, topdown=False):
                     with suppress(OSError):
                         os.rmdir(directory)
+
+
+def _is_left_behind(top: Path) -> bool:
+    try:
+        if time.time() - top.stat().st_mtime < _PATIENCE_S:
+            return False
+        return not any(Path(directory, "cgroup.procs").read_text() for directory, _, _ in os.walk(top))
+    except OSError:  # it is going
+        return False
 
 
 def _empty(directory: Path) -> None:

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
+import re
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from who import confine
@@ -31,7 +35,7 @@ class Job:
     def __init__(self, who: str, command: list[str], limit: int) -> None:
         self.who, self.limit = who, limit
         self.command = command
-        self.home = tempfile.mkdtemp(prefix=f"{HOME}{os.getpid()}-", dir=_homes())
+        self.home, self._lock = _make_home()
         self.environment = {**os.environ, "PYMEMCG_AS": who, "HOME": self.home, "TMPDIR": self.home}
         if on_disk(self.home):
             self.environment["PYMEMCG_AS_DISK"] = self.home
@@ -60,11 +64,39 @@ def _homes() -> str:
     return "/scratch" if os.path.ismount("/scratch") else tempfile.gettempdir()
 
 
+def _make_home() -> tuple[str, int]:
+    """A folder, and the descriptor whose lock says as long as we live that it is in use."""
+    while True:
+        home = tempfile.mkdtemp(prefix=f"{HOME}{os.getpid()}-", dir=_homes())
+        try:
+            lock = os.open(home, os.O_RDONLY)
+        except FileNotFoundError:  # another tests/vm/as was faster, and took it for one that is left behind
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(home):
+            return home, lock
+        os.close(lock)
+
+
 def _remove_homes_left_behind() -> None:
     """Of a tests/vm/as that was killed: a large file is in each."""
     for home in Path(_homes()).glob(f"{HOME}*-*"):
-        if not Path("/proc", home.name.removeprefix(HOME).partition("-")[0]).exists():
-            shutil.rmtree(home, ignore_errors=True)
+        if re.fullmatch(rf"{HOME}\d+-\w+", home.name):
+            _remove_if_unused(home)
+
+
+def _remove_if_unused(home: Path) -> None:
+    try:
+        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # another has just removed it, or it is none
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(home, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its run goes on
+    finally:
+        os.close(lock)
 
 
 def _event_ids() -> str:
@@ -165,6 +197,8 @@ def _as_user(job: Job, group: Group, outside: Outside | None = None) -> int:
 
     def run() -> None:
         open_up(job.command)
+        with suppress(ValueError):  # root without CAP_SYS_RESOURCE may not
+            confine.limit_locked(resource.RLIM_INFINITY)  # tests lock what they load with, or it is reclaimed, too
         confine.become(USER)
         job.execute()
 
@@ -207,7 +241,7 @@ def _see_own_namespaces(group: Group) -> None:
 
 
 def _be_confined(uid: int) -> None:
-    confine.lock_little(SMALL_LOCK)
+    confine.limit_locked(SMALL_LOCK)
     confine.become(uid)
     confine.no_new_privileges()
     confine.deny_perf_events()

@@ -5,9 +5,11 @@ The command asks over a socket, whose number is in PYMEMCG_AS_GROUPS, a JSON obj
 
     {"do": "make", "name": …, "above": number or null, "limit": bytes or null}   {"number": …, "directories": […]}
     {"do": "add", "number": …, "pid": in its own pid namespace}                  {}
+    {"do": "write", "number": …, "file": such as memory.max, "text": …}          {}
     {"do": "remove", "number": …}                                                {}
 
-What cannot be done is answered by {"error": why}. Directories are as the command sees them, memory's first.
+What cannot be done is answered by {"error": why, "errno": the kernel's number for it or null}. Only groups that were made
+for the command are written to. Directories are as the command sees them, memory's first.
 """
 
 from __future__ import annotations
@@ -57,13 +59,18 @@ class Outside:
             self._remove(number=number)
 
     def _serve(self) -> None:
-        acts: dict[str, Callable[..., dict[str, Any]]] = {"make": self._make, "add": self._add, "remove": self._remove}
+        acts: dict[str, Callable[..., dict[str, Any]]] = {
+            "make": self._make,
+            "add": self._add,
+            "write": self._write,
+            "remove": self._remove,
+        }
         while message := self._ours.recv(65536):
-            request = json.loads(message)
             try:
+                request = json.loads(message)
                 answer = acts[request.pop("do")](**request)
-            except (OSError, KeyError, SystemExit) as error:
-                answer = {"error": str(error)}
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, who asked waits for an answer
+                answer = {"error": f"{type(error).__name__}: {error}", "errno": getattr(error, "errno", None)}
             self._ours.send(json.dumps(answer).encode())
 
     def _make(self, *, name: str, above: int | None, limit: int | None) -> dict[str, Any]:
@@ -88,6 +95,10 @@ class Outside:
 
     def _add(self, *, number: int, pid: int) -> dict[str, Any]:
         self._made[number].add(self._host_pid(pid))
+        return {}
+
+    def _write(self, *, number: int, file: str, text: str) -> dict[str, Any]:
+        self._made[number].write(file, text)
         return {}
 
     def _remove(self, *, number: int) -> dict[str, Any]:
