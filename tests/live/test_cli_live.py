@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import outside
 import pytest
+from pressure import counted
 
 import pymemcg
 import pymemcg.once
@@ -157,7 +158,9 @@ def test_watch_streams_json_that_follows_the_group(make_group, make_actor):
         assert process.stdout is not None
         before: dict[str, Any] = json.loads(process.stdout.readline())
         actor.do(PAGES.format(size=24))
-        lines = [json.loads(process.stdout.readline()) for _ in range(4)]
+        done_ns, lines = time.monotonic_ns(), [before]
+        while lines[-1]["t_ns"] < done_ns:  # some may have been told meanwhile
+            lines.append(json.loads(process.stdout.readline()))
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     after = lines[-1]
@@ -171,9 +174,9 @@ def test_watch_streams_json_that_follows_the_group(make_group, make_actor):
 
 
 @pytest.mark.kernel
-def test_watch_counts_limit_hits(make_group, make_actor, tmp_path):
+def test_watch_counts_limit_hits(make_group, make_actor, scratch):
     group = make_group("hits", limit_bytes=24 * MIB)
-    file = tmp_path / "data"
+    file = scratch / "data"
     file.write_bytes(os.urandom(MIB) * 48)
     descriptor = os.open(file, os.O_RDONLY)
     os.fsync(descriptor)
@@ -185,10 +188,7 @@ def test_watch_counts_limit_hits(make_group, make_actor, tmp_path):
         process.stdout.readline()
         actor.do(f"f = open({str(file)!r}, 'rb', buffering=0)\nwhile f.read(1 << 20): pass")
         last = [json.loads(process.stdout.readline()) for _ in range(3)][-1]
-    if "limit_hits" not in last:
-        pytest.skip(last["absent"]["limit_hits"])
-    if last["limit_hits"] == 0:
-        pytest.skip(f"{tmp_path} lies in memory, or its pages were charged elsewhere: nothing to reclaim")
+    assert 0 < last["limit_hits"] <= counted(group, "max")
     assert last["limit_hits_per_s"] > 0
 
 
@@ -317,15 +317,14 @@ def test_a_recording_that_cannot_be_written_is_told(make_group, tmp_path):
 
 
 @pytest.mark.parametrize("program", [COMMAND, NO_RICH], ids=["rich", "no rich"])
-def test_demo_squeezes_a_service_and_cleans_up(make_group, program):
+@pytest.mark.usefixtures("own_groups", "scratch")
+def test_demo_squeezes_a_service_and_cleans_up(program):
     with subprocess.Popen(
         [*program, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "80"}
     ) as process:
         out, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     assert errors == ""
-    if "No service can be squeezed" in out:
-        pytest.skip(out.splitlines()[0])
     for word in (
         "batch job",
         "limit hits",
@@ -344,7 +343,8 @@ def test_demo_squeezes_a_service_and_cleans_up(make_group, program):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_demo_cleans_up_when_it_is_ended(make_group, number, status):
+@pytest.mark.usefixtures("own_groups", "scratch")
+def test_demo_cleans_up_when_it_is_ended(number, status):
     with subprocess.Popen([*WITH_CTRL_C, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 30
         members = ""
@@ -356,9 +356,7 @@ def test_demo_cleans_up_when_it_is_ended(make_group, number, status):
                     continue
             time.sleep(0.02)
         process.send_signal(number)
-        out, errors = process.communicate(timeout=60)
-    if "No service can be squeezed" in out:
-        pytest.skip(out.splitlines()[0])
+        _, errors = process.communicate(timeout=60)
     assert members
     assert process.returncode == status
     assert errors == ""
