@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import facts
 import numpy as np
 import pytest
 from actor import MIB, files, until
+from pressure import counted
 
-from pymemcg import Sampler
+from pymemcg import Sampler, stalls
 
 pytestmark = pytest.mark.live
 
@@ -82,6 +84,44 @@ class TestCrowd:
             until(lambda: set(newest(sampler.processes)) == {actor.pid})
             assert sampler.stats()["ticks"] > ticks
             until(lambda: len(files()) <= open_files)
+            assert [name for name in sampler.absent if sampler.absent[name].startswith("closed")] == []
+
+
+class TestCrowdAtTheLimit:
+    """While processes come and go by the thousand, others of the group are held for memory."""
+
+    READS = (
+        "def read(path, stop):\n"
+        "    file = os.open(path, os.O_RDONLY)\n"
+        "    while not os.path.exists(stop):\n"
+        "        os.lseek(file, 0, os.SEEK_SET)\n"
+        "        while os.read(file, 1 << 20): pass"
+    )
+
+    def test_hits_and_stalls_are_told_and_nobody_else_is_named(self, make_group, make_actor, scratch):
+        group = make_group("crowd", limit_bytes=40 * MIB)
+        forker, reader, stranger = make_actor(group), make_actor(group), make_actor()
+        forker.do(CROWD)
+        reader.do(self.READS)
+        data, stop = scratch / "data", scratch / "stop"
+        with data.open("wb") as file:
+            file.truncate(96 * MIB)
+        with Sampler(group.spec, history_s=60) as sampler:
+            before = counted(group, "max")
+            reader.send(f"read({str(data)!r}, {str(stop)!r})")
+            assert forker.do("churn(2000)") == 2000
+            stop.touch()
+            reader.answer()
+            assert counted(group, "max") > before + 20
+            until(lambda: sampler.usage.window(rows=1)["limit_hits"][0] == counted(group, "max"))
+            until(lambda: set(newest(sampler.processes)) == {forker.pid, reader.pid})
+            told = until(lambda: [stall for stall in stalls(sampler) if stall.cause == "limit"])
+            assert sum(stall.limit_hits or 0 for stall in told) > 0
+            tids = {tid for stall in stalls(sampler) for tid in stall.tids}
+            assert not tids & {os.getpid(), stranger.pid}
+            assert all(outlived in (forker.pid, reader.pid) for outlived in tids if os.path.exists(f"/proc/{outlived}"))
+            if facts.no_tracepoints() is None:
+                assert reader.pid in tids
             assert [name for name in sampler.absent if sampler.absent[name].startswith("closed")] == []
 
 
