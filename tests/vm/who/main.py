@@ -81,7 +81,8 @@ def _make_home() -> tuple[str, int]:
 def _remove_homes_left_behind() -> None:
     """Of a tests/vm/as that was killed: a large file is in each."""
     for home in Path(_homes()).glob(f"{HOME}*-*"):
-        if re.fullmatch(rf"{HOME}\d+-\w+", home.name):
+        number = re.fullmatch(rf"{HOME}(\d+)-\w+", home.name)
+        if number and not Path("/proc", number[1]).exists():  # in this pid namespace; the lock is of all
             _remove_if_unused(home)
 
 
