@@ -60,6 +60,7 @@ def cacher(make_actor, scratch):
 
 
 class TestLimit:
+    @pytest.mark.kernel
     def test_stalls_tell_the_limit_that_held_then(self, make_group, cacher):
         group = make_group("moving", limit_bytes=32 * MIB)
         actor = cacher(group)
@@ -228,6 +229,7 @@ class TestPressure:
 class TestName:
     """Another group under the name of one that was removed."""
 
+    @pytest.mark.kernel
     def test_nothing_of_the_new_one_is_sampled(self, make_group, cacher):
         old = make_group("name", limit_bytes=64 * MIB)
         with Sampler(old.spec) as sampler:

@@ -59,6 +59,7 @@ def last_kills(sampler) -> int:
 
 
 class TestFromOutside:
+    @pytest.mark.kernel
     def test_each_kill_is_counted_once_and_told_with_its_limit(self, small, make_actor):
         told: list[pymemcg.OomKill] = []
         with Sampler(small.spec, on_oom=told.append) as sampler:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import facts
 import pytest
 from actor import MIB
 from pressure import LIMIT, causes, keyed, loaded, stalled_us, total_ns, watching, whole_machine
+
+from pymemcg.bench.swap import swap_header
 
 pytestmark = pytest.mark.live
 
@@ -30,8 +34,24 @@ def make_file(scratch):
     return make
 
 
+@pytest.fixture
+def slow_swap(swap, scratch) -> Iterator[None]:
+    """Something to swap to that one waits for: a disk, where the machine is ours to do so."""
+    if not (whole_machine() and facts.is_root()):
+        yield
+        return
+    size, path = 64 * MIB, scratch / "swap"
+    with path.open("wb") as file:
+        file.write(swap_header(size, os.sysconf("SC_PAGESIZE")).ljust(size, b"\0"))
+        os.fsync(file.fileno())
+    libc, first = ctypes.CDLL(None, use_errno=True), 0x8000 | 0x7FFF  # SWAP_FLAG_PREFER and the highest priority
+    assert libc.swapon(os.fsencode(path), first) == 0, os.strerror(ctypes.get_errno())
+    yield
+    assert libc.swapoff(os.fsencode(path)) == 0, os.strerror(ctypes.get_errno())
+
+
 @pytest.mark.parametrize("cause", ["swap", pytest.param("thrash", marks=pytest.mark.kernel)])
-def test_what_was_dropped_is_waited_for(cause, swap, make_file, make_group, make_actor):
+def test_what_was_dropped_is_waited_for(cause, slow_swap, make_file, make_group, make_actor):
     """More is in use than the group may hold: tracepoints tell of the reclaim, and only PSI of the wait for what was dropped.
 
     The kernel counts that wait where a page comes back that had been in use among those that are (workingset_refault() in
@@ -46,29 +66,30 @@ def test_what_was_dropped_is_waited_for(cause, swap, make_file, make_group, make
         actor.do("touch = lambda at: (os.pread(it, 9, at), os.pread(it, 9, at))")
     actor.do("for _ in range(3): some(touch, 24)")
     with watching(group, actor.pid) as watch:
-        if not watch.works("psi"):
-            pytest.skip("only PSI tells of such waits")
         before, pressure = refaults(group)[cause], stalled_us(group)
         begin, end, _took = actor.do("some(touch, 24)")
         watch.settle(actor)
         pressure = stalled_us(group) - pressure
-        found, by_psi = watch.stalls(), watch.stalls("psi")
+        found, by_psi = watch.stalls(), watch.stalls("psi") if watch.works("psi") else None
     assert refaults(group)[cause] - before > 500
+    if by_psi is None:
+        assert causes(found).keys() == {"limit"}, "only PSI tells of such waits"
+        return
     assert causes(by_psi)["limit"] >= 0.8 * sum(causes(by_psi).values()), "that the limit was hit is all that counters say"
     assert sum(causes(by_psi).values()) <= end - begin
     if watch.truth is None:
         return
-    assert causes(found)["limit"] / 1000 <= 1.1 * watch.truth.total_us
-    waited_us = pressure - watch.truth.total_us
-    if cause == "swap" and waited_us < 0.2 * pressure:
-        return  # to read from memory may be no wait to this kernel, and then it is none
-    assert waited_us > 2000
-    waits = [stall for stall in found if stall.cause == cause]
-    assert total_ns(waits, lambda stall: stall.stall_lo_ns) / 1000 < 1.3 * waited_us
-    assert total_ns(waits, lambda stall: stall.stall_hi_ns) / 1000 > 0.3 * waited_us, "waiting for a CPU is taken off"
     took = causes(found)
-    assert took["limit"] + took[cause] >= 0.9 * sum(took.values()), took
+    assert took["limit"] / 1000 <= 1.1 * watch.truth.total_us
+    assert took["limit"] + took.get(cause, 0) >= 0.9 * sum(took.values()), took
+    waits = [stall for stall in found if stall.cause == cause]
     assert not any(stall.tids for stall in waits), "nobody tells who waited"
+    waited_us = pressure - watch.truth.total_us
+    assert total_ns(waits, lambda stall: stall.stall_lo_ns) / 1000 < 1.3 * max(waited_us, 0) + 2000
+    if cause == "swap" and not whole_machine():
+        return  # to read from memory may be no wait to this kernel
+    assert waited_us > 2000
+    assert total_ns(waits, lambda stall: stall.stall_hi_ns) / 1000 > 0.3 * waited_us, "waiting for a CPU is taken off"
 
 
 def refaults(group) -> dict[str, int]:
@@ -79,19 +100,26 @@ def refaults(group) -> dict[str, int]:
 
 
 @pytest.fixture
-def small_machine() -> Iterator[None]:
+def small_machine(make_actor) -> Iterator[None]:
     """Three hundred MiB of the machine's memory are free, and the rest is out of reach."""
     if not whole_machine():
         pytest.skip("the machine is not the test's own")
+    if not facts.is_root():
+        pytest.skip("only root may take memory away from the machine")
     knobs = {name: Path("/proc/sys/vm", name) for name in ("nr_hugepages", "min_free_kbytes", "watermark_scale_factor")}
-    if not knobs["nr_hugepages"].exists():
-        pytest.skip("this kernel has no huge pages, which would take memory away")
-    kept = {name: path.read_text() for name, path in knobs.items()}
+    kept = {name: path.read_text() for name, path in knobs.items() if path.exists()}
     Path("/proc/sys/vm/drop_caches").write_text("1")
-    knobs["nr_hugepages"].write_text(str(max(0, keyed("/proc/meminfo")["MemFree:"] // 1024 - 300) // 2))
+    too_much_mib = max(0, keyed("/proc/meminfo")["MemFree:"] // 1024 - 300)
+    if "nr_hugepages" in kept:
+        knobs["nr_hugepages"].write_text(str(too_much_mib // 2))
+    else:  # a process then holds it
+        holder = make_actor()
+        holder.do("open('/proc/self/oom_score_adj', 'w').write('-1000')")
+        holder.do(f"import ctypes, mmap; held = mmap.mmap(-1, {max(1, too_much_mib)} << 20)")
+        assert holder.do("ctypes.CDLL(None).mlockall(1)") == 0
     yield
-    for name, path in knobs.items():
-        path.write_text(kept[name])
+    for name, text in kept.items():
+        knobs[name].write_text(text)
 
 
 def watermarks(*, min_mib: int, gap: int) -> None:
@@ -116,6 +144,7 @@ def reads_much(make_group, make_actor, scratch) -> None:
     reader.do(f"import shutil; shutil.copyfile({str(path)!r}, '/dev/null')")
 
 
+@pytest.mark.kernel
 def test_background_reclaim_is_no_stall(small_machine, scratch, make_group, make_actor):
     group = make_group("beside")
     actor = loaded(make_actor(group))
@@ -156,6 +185,9 @@ def test_direct_reclaim_of_the_whole_machine(small_machine, scratch, make_group,
         after = node()
         found = {name: watch.stalls(name) for name in ("auto", "trace", "psi") if name == "auto" or watch.works(name)}
     assert after["stalls"] > before["stalls"]
+    if found.keys() == {"auto"}:
+        assert found["auto"] == [], "no counter tells whom it held, and no limit was hit"
+        return
     for name, told in found.items():
         # On one CPU PSI cannot tell reclaim from waiting for kswapd's turns: what it tells may be from 0 on.
         held = (lambda stall: stall.stall_hi_ns) if name == "psi" else (lambda stall: stall.stall_ns)
