@@ -169,12 +169,17 @@ def swap() -> Iterator[None]:
     if len(Path("/proc/swaps").read_text().splitlines()) > 1:
         yield
         return
-    try:
-        device = ZramSwap(512 << 20)
-    except NotSupported as error:
-        pytest.skip(str(error))
-    with device:
+    if why := facts.no_zram():
+        pytest.skip(why)
+    with ZramSwap(512 << 20):
         yield
+
+
+@pytest.fixture
+def zram() -> None:
+    """For what makes its own swap."""
+    if why := facts.no_zram():
+        pytest.skip(why)
 
 
 @pytest.fixture

@@ -98,6 +98,19 @@ def no_tracepoints() -> str | None:
     return None
 
 
+def no_zram() -> str | None:
+    """Why no swap in memory can be made here, or None where it can."""
+    if not is_root():
+        return "only root may make something to swap to"
+    return None if os.path.exists("/sys/class/zram-control/hot_add") else "this kernel has no zram, or it is not loaded"
+
+
+def counts_oom_kills(memory: str) -> bool:
+    """Whether the kernel counts them by group."""
+    files = (read(f"{memory}/{name}") for name in ("memory.events", "memory.oom_control"))
+    return any("oom_kill " in text for text in files if text)
+
+
 def _pressure_file(unified: str) -> str:
     return "/proc/pressure/memory" if _is_true_root(unified) else f"{unified}/memory.pressure"
 

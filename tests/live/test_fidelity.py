@@ -6,31 +6,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import facts
 import pytest
 
 from pymemcg import resolve
 from pymemcg.bench.fidelity import measure
 from pymemcg.bench.loads import LOADS
 from pymemcg.bench.swap import ZramSwap
-from pymemcg.bench.tracefs import TRACEFS, Trace
+from pymemcg.bench.tracefs import TRACEFS
 from pymemcg.child import ChildGroup
-from pymemcg.errors import NotSupported
 
 pytestmark = pytest.mark.live
 
 
 @pytest.fixture(autouse=True)
-def _possible() -> None:
-    if reason := ChildGroup.possible():
-        pytest.skip(reason)
+def _possible(own_groups: None, tracing: None, zram: None) -> None:
     with ChildGroup("probe") as group:
-        if group.cgroup2_directory is None or not os.path.exists(f"{group.cgroup2_directory}/memory.pressure"):
-            pytest.skip("a group made here has no PSI of its own")
-    try:
-        Trace(1).close()
-        ZramSwap(1 << 20).close()
-    except NotSupported as error:
-        pytest.skip(str(error))
+        if why := facts.no_psi(group.directory, group.cgroup2_directory):
+            pytest.skip(why)
 
 
 def left_behind() -> list[str]:

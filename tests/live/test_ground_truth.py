@@ -19,20 +19,9 @@ from pymemcg import resolve
 from pymemcg.bench.swap import ZramSwap
 from pymemcg.bench.tracefs import TRACEFS
 from pymemcg.child import ChildGroup
-from pymemcg.errors import MemcgError, NotSupported
+from pymemcg.errors import MemcgError
 
-pytestmark = [pytest.mark.live, pytest.mark.usefixtures("importable_bench")]
-
-
-@pytest.fixture(autouse=True)
-def _possible() -> None:
-    if reason := ChildGroup.possible():
-        pytest.skip(reason)
-    try:
-        truth.tracing(1).close()
-        ZramSwap(1 << 20).close()
-    except NotSupported as error:
-        pytest.skip(str(error))
+pytestmark = [pytest.mark.live, pytest.mark.usefixtures("importable_bench", "own_groups", "tracing", "zram")]
 
 
 def left_behind() -> list[str]:

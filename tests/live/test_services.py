@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import facts
 import pytest
 from actor import lock_is_free, ring_file
 from servers import MIB, Asked, Server, overlap_ns, pids_of, truth, until
 
 from pymemcg.bench.swap import ZramSwap
-from pymemcg.bench.tracefs import Trace
 from pymemcg.child import ChildGroup
-from pymemcg.errors import NotSupported
 
 pytestmark = pytest.mark.live
 
@@ -78,12 +77,9 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def swap() -> Iterator[None]:
-    try:
-        Trace(1).close()
-        device = ZramSwap(1 << 30)
-    except NotSupported as error:
-        pytest.skip(str(error))
-    with device:
+    if why := facts.no_zram() or facts.no_tracepoints():
+        pytest.skip(why)
+    with ZramSwap(1 << 30):
         yield
 
 
@@ -160,8 +156,7 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
 def test_the_right_requests_are_named(setup, make_server):
     server = make_server(setup)
     fill(server, setup)
-    if (why := server.ask("/sampler").answer["evidence"].get("trace")) is not None:
-        pytest.skip(f"no evidence tells of single threads here: {why}")
+    assert server.ask("/sampler").answer["evidence"]["trace"] is None
     paths = [path for path, _ in setup.touching] * 2 + [setup.idle[0]]
     with truth(server, 30) as reclaim:
         asked = server.ask_all(paths * 120)
@@ -197,8 +192,8 @@ def test_everything_together(make_group, make_server):
     """
     setup = SETUPS["gunicorn, uvicorn"]
     above = make_group("above")
-    if above.cgroup2_directory is None or not os.path.exists(f"{above.cgroup2_directory}/memory.pressure"):
-        pytest.skip("a group made here has no PSI of its own")
+    if why := facts.no_psi(above.directory, above.cgroup2_directory):
+        pytest.skip(why)
     server = make_server(setup, above.child("service", limit_bytes=setup.workers * setup.worker_bytes))
     fill(server, setup)
     roles = {one["pid"]: one["role"] for one in (server.ask("/sampler").answer for _ in range(60))}

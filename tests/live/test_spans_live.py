@@ -10,7 +10,6 @@ import pytest
 
 import pymemcg
 from pymemcg.bench.swap import ZramSwap
-from pymemcg.errors import NotSupported
 
 pytestmark = pytest.mark.live
 
@@ -48,12 +47,8 @@ def until_final():
 
 
 @pytest.fixture
-def service(make_group, make_actor):
-    try:
-        swap = ZramSwap(512 * MIB)
-    except NotSupported as error:
-        pytest.skip(str(error))
-    with swap:
+def service(zram, make_group, make_actor):
+    with ZramSwap(512 * MIB):
         actor = make_actor(make_group("spans", limit_bytes=LIMIT))
         actor.do(SERVICE)
         yield actor

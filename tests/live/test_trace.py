@@ -31,14 +31,10 @@ def by_thread(intervals):
 
 
 @pytest.mark.parametrize(("name", "inside"), [("bursts", True), ("threads", False), ("fork storm", False)])
-@pytest.mark.usefixtures("own_groups", "tracing")
+@pytest.mark.usefixtures("own_groups", "tracing", "zram")
 def test_every_interval_is_found(tmp_path, name, inside):
     workload = next(each for each in WORKLOADS if each.name == name)
-    try:
-        swap = ZramSwap(512 << 20)
-    except NotSupported as error:
-        pytest.skip(str(error))
-    with swap:
+    with ZramSwap(512 << 20):
         run = running.run(workload, running.Environment(1, inside), 2, str(tmp_path / "run.memcg"))
     assert run.evidence["trace"] is None
     rows = run.recording.reclaim.window()
