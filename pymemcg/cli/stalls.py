@@ -164,7 +164,8 @@ class _Printer:
         self._tally.add(stall)
         if self._json:
             realtime_ns = self._lines.realtime_ns(stall.start_ns)
-            print(json.dumps(stall.to_dict() | {"start_realtime_ns": realtime_ns}), flush=True)
+            line = json.dumps(stall.to_dict() | {"start_realtime_ns": realtime_ns})
+            print(f"{line}\n", end="", flush=True)  # in one piece: a signal would come between a line and its end
         elif stall.state == "closed":
             print("\n".join(self._lines.lines(stall)), flush=True)
 
