@@ -35,6 +35,7 @@ class Running:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        out = ffi.new("struct memcg_sampler **")
         self.seat = sharing.take_seat(
             plan.target.directory,
             lambda fd: create(fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True),
@@ -47,10 +48,12 @@ class Running:
                 lock_fd=self.seat.lock_fd,
                 attached=self.seat.role == "attached",
             )
-            out, failed = ffi.new("struct memcg_sampler **"), ffi.new("char[4096]")
+            failed = ffi.new("char[4096]")
             rc = lib.memcg_sampler_start(self.config.struct, out, failed, len(failed))
             check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
         except BaseException:
+            if out[0] != ffi.NULL:  # Ctrl-C came when the threads ran already, in memory that is about to go
+                lib.memcg_sampler_stop(out[0])
             self.seat.leave()
             raise
         self._handle = out[0]
