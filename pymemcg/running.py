@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 from pymemcg import sharing
 from pymemcg._ffi import check, ffi, lib
@@ -30,34 +31,52 @@ def _native_lock() -> threading.Lock:
     return lock
 
 
+_in_use: set[NativeConfig] = set()
+"""Should Ctrl-C come within a stop, the threads may go on, and their memory must not go."""
+
+
+def _stop(handle: Any, using: threading.Lock, seat: sharing.Seat, config: NativeConfig) -> None:
+    """End the threads, which were using the configuration, and give up the seat."""
+    with using:
+        sampler, handle[0] = handle[0], ffi.NULL
+    if sampler != ffi.NULL:
+        lib.memcg_sampler_stop(sampler)
+    _in_use.discard(config)
+    seat.leave()
+
+
 class Running:
-    """What exists between start and stop."""
+    """What exists between start and stop. When it is dropped, or the interpreter ends, it stops."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        out = ffi.new("struct memcg_sampler **")
+        self._using = _native_lock()  # one thread may stop, or the interpreter end, while another asks
+        self._handle = ffi.new("struct memcg_sampler **")
         self.seat = sharing.take_seat(
             plan.target.directory,
             lambda fd: create(fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True),
         )
         try:
             self.ring = Ring(self.seat.ring_fd, self.seat.path or "memfd:pymemcg")
-            self.config = NativeConfig(
+            config = NativeConfig(
                 plan,
                 ring_fd=self.seat.ring_fd,
                 lock_fd=self.seat.lock_fd,
                 attached=self.seat.role == "attached",
             )
-            failed = ffi.new("char[4096]")
-            rc = lib.memcg_sampler_start(self.config.struct, out, failed, len(failed))
-            check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
         except BaseException:
-            if out[0] != ffi.NULL:  # Ctrl-C came when the threads ran already, in memory that is about to go
-                lib.memcg_sampler_stop(out[0])
             self.seat.leave()
             raise
-        self._handle = out[0]
-        self._using = _native_lock()  # one thread may stop, or the interpreter end, while another asks
+        _in_use.add(config)
+        # Before there are threads, which use memory that belongs to Python: Ctrl-C may come at any line from here on.
+        self._end = weakref.finalize(self, _stop, self._handle, self._using, self.seat, config)
+        try:
+            failed = ffi.new("char[4096]")
+            rc = lib.memcg_sampler_start(config.struct, self._handle, failed, len(failed))
+            check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
+        except BaseException:
+            self._end()  # at once: who looks at the traceback keeps `self`
+            raise
 
     def await_first_row(self) -> None:
         """The ring of another process can be found a moment before its first sample is in it."""
@@ -91,21 +110,19 @@ class Running:
     def writes(self) -> bool:
         """Whether this process writes the ring."""
         with self._using:
-            return self._handle is not None and lib.memcg_sampler_writes(self._handle) != 0
+            return bool(self._handle[0] != ffi.NULL and lib.memcg_sampler_writes(self._handle[0]))
 
     def held_bytes(self) -> int:
         """What is held for sampling beside the ring."""
         with self._using:
-            return lib.memcg_sampler_held_bytes(self._handle) if self._handle is not None else 0
+            return lib.memcg_sampler_held_bytes(self._handle[0]) if self._handle[0] != ffi.NULL else 0
 
     def stop(self) -> None:
-        """End the threads, and give up the seat."""
-        with self._using:
-            handle, self._handle = self._handle, None
-        lib.memcg_sampler_stop(handle)
-        self.seat.leave()
+        """End the threads, and give up the seat; nothing to do where that is done."""
+        self._end()
 
     def forget(self) -> None:
         """In a forked child: the parent's threads, locks and files stay the parent's."""
-        lib.memcg_sampler_forget(self._handle)
+        self._end.detach()
+        lib.memcg_sampler_forget(self._handle[0])
         self.seat.abandon()

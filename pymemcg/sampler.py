@@ -88,7 +88,6 @@ class Sampler(Watched, Marked, Channels):
         self._mark(disabled=self._disabled)
         self._lock = threading.RLock()
         self._running: Running | None = None
-        self._end: weakref.finalize[Any, Any] | None = None
         self._forked = False
         self._told = False
         self._target: Target | None = None
@@ -126,8 +125,6 @@ class Sampler(Watched, Marked, Channels):
                 return self
             self._target = resolve(self._spec)
             self._running = Running(make_plan(self._target, **self._options))
-            # Also when the sampler is dropped or the interpreter ends: the threads use memory that belongs to Python.
-            self._end = weakref.finalize(self, self._running.stop)
             self._bind(self._running)
             self._forked = False
             self._running.await_first_row()
@@ -147,11 +144,12 @@ class Sampler(Watched, Marked, Channels):
     def stop(self) -> None:
         """End sampling at once. What has been sampled stays readable."""
         with self._lock:
-            if self._running is not None and self._end is not None:
-                self._last_stats, self._last_absent = self._stats(self._running), self._absent(self._running)
-                self._last_evidence = self._running.evidence()
+            running = self._running
+            if running is not None:
+                self._last_stats, self._last_absent = self._stats(running), self._absent(running)
+                self._last_evidence = running.evidence()
                 self._running = None
-                self._end()
+                running.stop()
             self._forked = False
             await_watcher = self._watcher.end()
         await_watcher()  # without the lock: a callback may be using the sampler
@@ -187,8 +185,7 @@ class Sampler(Watched, Marked, Channels):
         self._lock = threading.RLock()
         self._watcher.forget()
         running, self._running = self._running, None
-        if running is not None and self._end is not None:
-            self._end.detach()
+        if running is not None:
             running.forget()
             self._forked, self._told = True, False
 

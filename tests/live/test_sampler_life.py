@@ -262,6 +262,28 @@ class TestEnd:
         assert "KeyboardInterrupt" in running.errors()
         assert not ring_file(group.directory).exists()
 
+    def test_ctrl_c_at_any_moment_of_starts_and_stops(self, group, make_actor):
+        """Threads that nobody stops would use memory that is gone."""
+        actor = make_actor(group)
+        actor.do(
+            "import signal, random; from pymemcg import Sampler\n"
+            "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+            "def once(seconds):\n"
+            "    begun = time.monotonic()\n"
+            "    signal.setitimer(signal.ITIMER_REAL, seconds)\n"
+            "    try:\n"
+            "        with Sampler(evidence='counters', history_s=1): pass\n"
+            "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
+            "    except KeyboardInterrupt: return 1\n"
+            "    finally: signal.setitimer(signal.ITIMER_REAL, 0)\n"
+            "    return time.monotonic() - begun\n"
+            "whole = once(60)"
+        )
+        assert actor.do("sum(once(random.uniform(1e-6, 1.2 * whole)) == 1 for _ in range(300))") >= 30
+        until(lambda: not any(name.startswith("pymemcg") for name in threads(actor.pid)))
+        actor.do("s = Sampler(evidence='counters', history_s=1).start(); assert s.usage.head; s.stop()")
+        assert actor.end() == 0
+
     def test_signals_go_to_the_programs_own_threads(self, running):
         running.do("import signal, threading; seen = []; signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))")
         for _ in range(20):
