@@ -17,6 +17,8 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
+import facts
+
 from pymemcg import sharing
 
 MIB = 1 << 20
@@ -207,7 +209,7 @@ def ended(pid: int) -> bool:
         return True
 
 
-def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+def until(true: Callable[[], Any], seconds: float = 240 if facts.EMULATED else 60) -> Any:
     """Wait for something that must come; how long it takes is not what is asserted."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

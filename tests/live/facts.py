@@ -15,6 +15,8 @@ WHO = os.environ.get("PYMEMCG_AS", "")
 CONFINED = WHO in ("container", "beside")
 MACHINE_IS_OURS = bool(os.environ.get("PYMEMCG_VM"))
 """Whether it was booted for these tests."""
+EMULATED = MACHINE_IS_OURS and os.environ["PYMEMCG_VM"] != "uml"
+"""Whether its processor is a program: Python is 16 times slower there."""
 UNLIMITED = 1 << 62
 """v1 has no word for it, but a number near 2^63."""
 

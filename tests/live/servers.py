@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import facts
+
 from pymemcg.bench.tracefs import Trace
 from pymemcg.child import ChildGroup
 
@@ -169,7 +171,7 @@ def overlap_ns(intervals: Sequence[tuple[int, int]], start_ns: int, end_ns: int)
     return sum(max(0, min(end, end_ns) - max(start, start_ns)) for start, end in intervals)
 
 
-def until(true: Any, seconds: float = 120) -> Any:
+def until(true: Any, seconds: float = 480 if facts.EMULATED else 120) -> Any:
     """Wait for something that must come."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

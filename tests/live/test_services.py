@@ -22,6 +22,8 @@ from pymemcg.child import ChildGroup
 pytestmark = pytest.mark.live
 
 MAPPING_BYTES = 96 * MIB
+ROUNDS = 15 if facts.EMULATED else 120
+"""Of requests: what they show is in a few of them, too."""
 MS = 1_000_000
 
 
@@ -57,8 +59,8 @@ WSGI = {
     "worker_bytes": 72 * MIB,
 }
 UVICORN = "-m uvicorn asgi_service:app --fd {fd}"
-GUNICORN = "-m gunicorn -b fd://{fd} --no-control-socket --graceful-timeout 10"
-RECYCLED = "-w 3 --preload --max-requests 60"
+GUNICORN = "-m gunicorn -b fd://{fd} --no-control-socket --graceful-timeout 10 --timeout 300"
+RECYCLED = f"-w 3 --preload --max-requests {ROUNDS // 2}"
 UVICORN_WORKER = f"{GUNICORN} asgi_service:app -k uvicorn_worker.UvicornWorker"
 SETUPS = {
     "uvicorn": Setup(f"{UVICORN} --loop asyncio", **ASGI, needs=("uvicorn",)),
@@ -159,7 +161,7 @@ def test_the_right_requests_are_named(setup, make_server):
     assert server.ask("/sampler").answer["evidence"]["trace"] is None
     paths = [path for path, _ in setup.touching] * 2 + [setup.idle[0]]
     with truth(server, 30) as reclaim:
-        asked = server.ask_all(paths * 120)
+        asked = server.ask_all(paths * ROUNDS)
     named_right(server, setup, asked, reclaim)
     ends_well(server, setup)
 
@@ -201,7 +203,7 @@ def test_everything_together(make_group, make_server):
 
     before = some_us(above), some_us(server.group)
     with truth(server, 60) as reclaim:
-        asked = [one for _ in range(10) for one in touch_some(server, setup, "2048")]
+        asked = [one for _ in range(ROUNDS // 12) for one in touch_some(server, setup, "2048")]
     undisturbed, found = some_us(above) - before[0], some_us(server.group) - before[1]
     assert undisturbed > 10_000, "the group was not short of memory: the test would show nothing"
     assert found >= 0.9 * undisturbed
