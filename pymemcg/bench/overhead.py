@@ -16,8 +16,9 @@ from pymemcg.bench.report import Measure, Report, Row
 from pymemcg.bench.scene import AT_LIMIT, EIGHT, FAR, Scene
 from pymemcg.bench.ticking import refuse_coarse_clock
 from pymemcg.bench.worker import Worker
+from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
-from pymemcg.errors import MemcgError
+from pymemcg.errors import MemcgError, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def run(full: bool = False, *, budget: Budget | None = None, progress: Callable[
         reading would destroy, and the report says what was left out.
 
     Raises:
-        NotSupported: The kernel's count of CPU time is too coarse.
+        NotSupported: The kernel's count of CPU time is too coarse; or no groups can be made and this one's own has no usage.
     """
     refuse_coarse_clock()
     return _Run(budget or (FULL if full else SHORT), progress).report()
@@ -96,6 +97,9 @@ class _Run:
     def report(self) -> Report:
         steal = Steal()
         reason = ChildGroup.possible()
+        own = resolve("self")
+        if reason is not None and "usage" in own.absent:
+            raise NotSupported(f"{own.absent['usage']}; and none can be made: {reason}", path=own.directory)
         if reason is not None:
             self.found.left_out["groups of its own"] = f"everything was measured in this process's group: {reason}"
             self.found.left_out[AT_LIMIT.name] = "it takes a group of its own"
