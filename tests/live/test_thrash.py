@@ -100,7 +100,7 @@ def refaults(group) -> dict[str, int]:
 
 
 @pytest.fixture
-def small_machine(make_actor) -> Iterator[None]:
+def small_machine(make_group, make_actor) -> Iterator[None]:
     """Three hundred MiB of the machine's memory are free, and the rest is out of reach."""
     if not whole_machine():
         pytest.skip("the machine is not the test's own")
@@ -113,7 +113,7 @@ def small_machine(make_actor) -> Iterator[None]:
     if "nr_hugepages" in kept:
         knobs["nr_hugepages"].write_text(str(too_much_mib // 2))
     else:  # a process then holds it
-        holder = make_actor()
+        holder = make_actor(make_group("holder"))  # where no limit is
         holder.do("open('/proc/self/oom_score_adj', 'w').write('-1000')")
         holder.do(f"import ctypes, mmap; held = mmap.mmap(-1, {max(1, too_much_mib)} << 20)")
         assert holder.do("ctypes.CDLL(None).mlockall(1)") == 0
