@@ -60,7 +60,7 @@ WSGI = {
 }
 UVICORN = "-m uvicorn asgi_service:app --fd {fd}"
 GUNICORN = "-m gunicorn -b fd://{fd} --no-control-socket --graceful-timeout 10 --timeout 300"
-RECYCLED = f"-w 3 --preload --max-requests {ROUNDS // 2}"
+RECYCLED = "-w 3 --preload --max-requests 60"
 UVICORN_WORKER = f"{GUNICORN} asgi_service:app -k uvicorn_worker.UvicornWorker"
 SETUPS = {
     "uvicorn": Setup(f"{UVICORN} --loop asyncio", **ASGI, needs=("uvicorn",)),

@@ -9,8 +9,9 @@ one in 50,000. And t_ns grows with every row.
 from __future__ import annotations
 
 import json
-import os
+import time
 
+import facts
 import numpy as np
 import pytest
 from actor import until
@@ -72,13 +73,16 @@ def test_no_torn_row_and_no_miscounted_loss(group, make_actor):
         window = sampler.usage.read()[0]
         assert sampler.usage.capacity < 1000, "it is lapped within 50 ms"
         grid = int(window["t_ns"][-1] - window["late_ns"][-1])
+        before, since = sampler.usage.head, time.monotonic()
+        until(lambda: sampler.usage.head > before + sampler.usage.capacity)
+        rarely = max(0.06, 2 * (time.monotonic() - since))
         actors = [make_actor() for _ in range(3)]
         for actor in actors:
             actor.do(READERS.format(spec=group.spec, rate=RATE_HZ, history=HISTORY_S))
             assert actor.do("s.role") == "attached"
         begun = sampler.usage.head
         for actor in actors:
-            actor.send(f"run([0, 0.001, 0.06], {SECONDS}, {grid})")
+            actor.send(f"run([0, 0.001, {rarely}], {max(SECONDS, 6 * rarely)}, {grid})")
         for actor in actors:
             actor.answer()
         laps = (sampler.usage.head - begun) / sampler.usage.capacity
@@ -87,8 +91,8 @@ def test_no_torn_row_and_no_miscounted_loss(group, make_actor):
     reports = [json.loads(json.dumps(report)) for actor in actors for report in actor.do("report")]
     assert len(reports) == 9
     assert all(report["seen"] + report["lost"] == report["rows"] for report in reports)
-    assert laps > (3 if os.environ.get("PYMEMCG_VM") else 10), "the writer went round"
-    assert sum(report["laps"] for report in reports) > 10, "and overtook somebody"
+    assert laps > (3 if facts.MACHINE_IS_OURS else 10), "the writer went round"
+    assert sum(report["laps"] for report in reports) > (0 if facts.MACHINE_IS_OURS else 10), "and overtook somebody"
     assert sum(report["windows"] for report in reports) > 100
     # Whoever read row n, in whatever process, read the same row.
     times: dict[str, set[int]] = {}
