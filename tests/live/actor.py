@@ -107,7 +107,7 @@ class Actor:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise AssertionError(f"the process ended with {self.process.wait(60)}: {self.errors()}")
+            raise AssertionError(f"the process ended with {self.process.wait(facts.PATIENCE_S)}: {self.errors()}")
         answer = json.loads(line)
         if "error" in answer:
             raise Failed(answer["error"], answer["text"])
@@ -126,7 +126,7 @@ class Actor:
         """Let it run to its end, as any program does, and say how it ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.process.wait(60)
+        return self.process.wait(facts.PATIENCE_S)
 
     def kill(self) -> None:
         self.process.kill()
@@ -209,7 +209,7 @@ def ended(pid: int) -> bool:
         return True
 
 
-def until(true: Callable[[], Any], seconds: float = 240 if facts.EMULATED else 60) -> Any:
+def until(true: Callable[[], Any], seconds: float = facts.PATIENCE_S) -> Any:
     """Wait for something that must come; how long it takes is not what is asserted."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

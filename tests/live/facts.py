@@ -17,6 +17,8 @@ MACHINE_IS_OURS = bool(os.environ.get("PYMEMCG_VM"))
 """Whether it was booted for these tests."""
 EMULATED = MACHINE_IS_OURS and os.environ["PYMEMCG_VM"] != "uml"
 """Whether its processor is a program: Python is 16 times slower there."""
+PATIENCE_S = 300.0 if EMULATED else 90.0
+"""How long to wait for what must come; how long it takes is not what is asserted."""
 UNLIMITED = 1 << 62
 """v1 has no word for it, but a number near 2^63."""
 

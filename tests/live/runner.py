@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import facts
 import pytest
 
 # Who runs the tests in a shell's background ignores SIGINT and hands that down; a person's Ctrl-C is what is meant.
@@ -39,7 +40,13 @@ SIGNALS = (
 
 def run(*words: str, program: list[str] = RUN, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*program, *words], input=stdin, capture_output=True, text=True, timeout=90, check=False, env=os.environ | variables
+        [*program, *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=facts.PATIENCE_S,
+        check=False,
+        env=os.environ | variables,
     )
 
 

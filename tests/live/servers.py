@@ -95,7 +95,7 @@ class Server:
         raise AssertionError
 
     def _ask(self, path: str, ref: str) -> Asked:
-        connection = http.client.HTTPConnection(*self.address[:2], timeout=120)
+        connection = http.client.HTTPConnection(*self.address[:2], timeout=2 * facts.PATIENCE_S)
         try:
             headers = {"traceparent": f"00-{ref}-{secrets.token_hex(8)}-01", "Connection": "close"}
             sent_ns = time.monotonic_ns()
@@ -127,7 +127,7 @@ class Server:
     def end(self) -> int:
         """Ask it to end, as whoever deploys it would, and say how it did."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(120)
+        return self.process.wait(2 * facts.PATIENCE_S)
 
     def close(self) -> None:
         """End it and all that it started: they are of its session."""
@@ -171,7 +171,7 @@ def overlap_ns(intervals: Sequence[tuple[int, int]], start_ns: int, end_ns: int)
     return sum(max(0, min(end, end_ns) - max(start, start_ns)) for start, end in intervals)
 
 
-def until(true: Any, seconds: float = 480 if facts.EMULATED else 120) -> Any:
+def until(true: Any, seconds: float = 2 * facts.PATIENCE_S) -> Any:
     """Wait for something that must come."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import facts
 import pytest
 
 from pymemcg.cgroup import resolve
@@ -138,7 +139,7 @@ class Groups:
     def run(self, code: str) -> list[dict[str, Any]]:
         """Run a process to its end and read what it shows."""
         process = self.start(code)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=facts.PATIENCE_S)
         assert process.returncode == 0
         return [json.loads(line) for line in out.splitlines()]
 

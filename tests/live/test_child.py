@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import facts
 import pytest
 
 from pymemcg import Sampler, child, resolve
@@ -60,7 +61,7 @@ def test_handed_over_processes_are_members_on_both_sides_and_end_with_the_group(
         assert target.cgroup2_directory == group.cgroup2_directory
         if group.cgroup2_directory is not None and Path(group.cgroup2_directory, "memory.pressure").exists():
             assert target.pressure_scope == "group"
-    assert sleeper.wait(60) == -9
+    assert sleeper.wait(facts.PATIENCE_S) == -9
 
 
 @pytest.mark.kernel
@@ -97,7 +98,7 @@ def test_what_a_member_starts_while_the_group_is_closed_ends_too():
     code = (
         "import os, sys, time; sys.stdin.readline()\n"
         "for _ in range(3): os.fork()\n"
-        "for i in range(100):\n"  # by each of eight: so many take a while to be looked at
+        f"for i in range({30 if facts.EMULATED else 100}):\n"  # by each of eight: so many take a while to be looked at
         "    if os.fork() == 0: time.sleep(300); os._exit(0)\n"
         "    if i == 25: os.write(1, b'\\n')\n"
         "time.sleep(300)"
@@ -152,7 +153,7 @@ def test_an_exception_leaves_nothing(sleeper):
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert sleeper.wait(60) == -9
+    assert sleeper.wait(facts.PATIENCE_S) == -9
     assert left_behind() == []
 
 
@@ -165,7 +166,7 @@ def test_what_cannot_be_removed_keeps_nothing_else_from_being_closed(sleeper, mo
     try:
         with pytest.raises(SourceError, match="cannot be removed"):
             outer.close()
-        assert sleeper.wait(60) == -9
+        assert sleeper.wait(facts.PATIENCE_S) == -9
         assert not os.path.exists(other.directory)
         assert os.path.isdir(kept.directory)
     finally:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import facts
 import numpy as np
 import outside
 import pytest
@@ -41,7 +42,7 @@ ROOM = 6 * MIB
 
 def run(*words: str, program: list[str] = COMMAND, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*program, *words], capture_output=True, text=True, timeout=90, check=False, env=os.environ | variables
+        [*program, *words], capture_output=True, text=True, timeout=facts.PATIENCE_S, check=False, env=os.environ | variables
     )
 
 
@@ -51,7 +52,7 @@ def run_inside(group: ChildGroup, *command: str, **variables: str) -> subprocess
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(shell, text=True, env=os.environ | variables, **pipes) as process:
         group.add(process.pid)
-        out, errors = process.communicate("\n", timeout=60)
+        out, errors = process.communicate("\n", timeout=facts.PATIENCE_S)
         return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
@@ -162,7 +163,7 @@ def test_watch_streams_json_that_follows_the_group(make_group, make_actor):
         while lines[-1]["t_ns"] < done_ns:  # some may have been told meanwhile
             lines.append(json.loads(process.stdout.readline()))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=facts.PATIENCE_S) == 130
     after = lines[-1]
     assert before["limit_bytes"] == 64 * MIB
     assert after["usage_bytes"] > before["usage_bytes"] + 20 * MIB
@@ -199,7 +200,7 @@ def test_watch_ends_with_its_group(make_group):
         assert process.stderr is not None
         process.stdout.readline()
         group.close()
-        assert process.wait(timeout=30) == pymemcg.SourceError.exit_code
+        assert process.wait(timeout=facts.PATIENCE_S) == pymemcg.SourceError.exit_code
         errors = process.stderr.read()
     assert group.directory in errors
     assert errors.count("\n") == 1
@@ -221,7 +222,7 @@ def seen_in_terminal(command: list[str], until: bytes, *, rows: int = 24, column
     if pid == 0:
         os.environ |= {"COLUMNS": str(columns), "LINES": str(rows), "TERM": "xterm-256color"}
         os.execv(command[0], command)
-    seen, deadline = b"", time.monotonic() + 30
+    seen, deadline = b"", time.monotonic() + facts.PATIENCE_S
     interrupted = False
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
@@ -292,12 +293,12 @@ def test_a_recording_that_is_ended_early_keeps_what_there_is(make_group, tmp_pat
     file = tmp_path / "it.memcg"
     command = [*WITH_CTRL_C, "record", group.spec, "--duration", "1h", "-o", str(file)]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + facts.PATIENCE_S
         while not Path(f"{file}.part").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.5)
         process.send_signal(number)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert process.returncode == status
     assert errors == ""
     assert "ended early" in out
@@ -322,7 +323,7 @@ def test_demo_squeezes_a_service_and_cleans_up(program):
     with subprocess.Popen(
         [*program, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"COLUMNS": "80"}
     ) as process:
-        out, errors = process.communicate(timeout=90)
+        out, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert process.returncode == 0, errors
     assert errors == ""
     for word in (
@@ -346,7 +347,7 @@ def test_demo_squeezes_a_service_and_cleans_up(program):
 @pytest.mark.usefixtures("own_groups", "scratch")
 def test_demo_cleans_up_when_it_is_ended(number, status):
     with subprocess.Popen([*WITH_CTRL_C, "demo"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + facts.PATIENCE_S
         members = ""
         while not members and process.poll() is None and time.monotonic() < deadline:
             for path in groups_of(process.pid):
@@ -356,7 +357,7 @@ def test_demo_cleans_up_when_it_is_ended(number, status):
                     continue
             time.sleep(0.02)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert members
     assert process.returncode == status
     assert errors == ""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import facts
 import pytest
 from actor import lock_is_free, until
 from pressure import counted
@@ -54,7 +55,7 @@ def data(scratch: Path) -> str:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PYMEMCG, *words], capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run([*PYMEMCG, *words], capture_output=True, text=True, timeout=facts.PATIENCE_S, check=False)
 
 
 @contextmanager
@@ -133,7 +134,7 @@ def test_a_groups_stalls_are_told_as_they_happen(make_group, make_actor, data):
         until(lambda: actor.do(SQUEEZE.format(path=data, times=1)) or select.select([out_fd], [], [], 0.5)[0])
         assert counted(group, "max") > before
         process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert (process.returncode, errors) == (143, "")
     rows = [json.loads(line) for line in out.splitlines()]
     closed = [row["start_ns"] for row in rows if row["state"] == "closed"]
@@ -149,7 +150,7 @@ def test_who_ends_it_gets_the_sum(make_group, number, status):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("when ")
         process.send_signal(number)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert (process.returncode, errors) == (status, "")
     assert out.startswith("\n  stalls     none\n")
 
@@ -160,7 +161,7 @@ def test_it_ends_with_its_group(make_group):
         assert process.stdout is not None
         process.stdout.readline()
         group.close()
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert process.returncode == pymemcg.SourceError.exit_code
     assert "no longer sampled" in errors
     assert errors.count("\n") == 1
@@ -176,5 +177,5 @@ def test_a_reader_that_goes_away_is_no_error(make_group, make_actor, data):
         process.stdout = None
         until_sampled(group)
         until(lambda: actor.do(SQUEEZE.format(path=data, times=1)) or process.poll() is not None)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")

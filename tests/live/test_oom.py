@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import facts
 import outside
 import pytest
 from actor import MIB, until
@@ -66,7 +67,7 @@ class TestFromOutside:
             for number in (1, 2):
                 victim = make_actor(small)
                 victim.send(EAT)
-                assert victim.process.wait(60) == -signal.SIGKILL
+                assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
                 until(lambda number=number: last_kills(sampler) == number)
                 until(lambda number=number: sum(kill.kills for kill in told) == number)
             assert kernels_count(small.directory) == 2
@@ -86,7 +87,7 @@ class TestFromOutside:
         with Sampler(small.spec) as sampler:
             victim = make_actor(small)
             victim.send(EAT)
-            assert victim.process.wait(60) == -signal.SIGKILL
+            assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
             until(lambda: last_kills(sampler) == 1)
             found = until(lambda: list(pymemcg.stalls(sampler)))
             # Its own program is the page cache that goes first; where the disk is slow, it is waited for when it is read again.
@@ -104,7 +105,7 @@ class TestFromOutside:
         with Sampler(small.spec, on_oom=told.append) as sampler:
             actors = [make_actor(small) for _ in range(3)]
             actors[0].send(EAT)
-            assert {actor.process.wait(60) for actor in actors} == {-signal.SIGKILL}
+            assert {actor.process.wait(facts.PATIENCE_S) for actor in actors} == {-signal.SIGKILL}
             counted = kernels_count(small.directory)
             assert counted in (3, 4), "the kernel finds the first victim again among the group's, and may count it twice"
             until(lambda: last_kills(sampler) == counted)
@@ -125,7 +126,7 @@ class TestFromOutside:
         with Sampler(inner.spec) as sampler, Sampler(outer.spec) as above:
             victim = make_actor(inner)
             victim.send(EAT)
-            assert victim.process.wait(60) == -signal.SIGKILL
+            assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
             until(lambda: last_kills(sampler) == 1)
             assert (sampler.usage.window()["limit_hits"] == 0).all()
             told = kernels_count(outer.directory)
@@ -148,7 +149,7 @@ class TestFromInside:
         with Sampler(small.spec, on_oom=told.append) as sampler:
             assert sampler.role == "attached"
             writer.send(EAT)
-            assert writer.process.wait(60) == -signal.SIGKILL
+            assert writer.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
             until(lambda: sampler.role == "sampling")
             until(lambda: sum(kill.kills for kill in told) == 1)
             assert last_kills(sampler) == kernels_count(small.directory) == 1

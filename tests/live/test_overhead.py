@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import facts
 import pytest
 from actor import ended, until
 
@@ -65,7 +66,9 @@ worker.begin("serving.serve", seconds=60, sampled=False)
 print(worker.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, timeout=facts.PATIENCE_S, check=False
+    )
     until(lambda: ended(int(done.stdout)))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import facts
 import pytest
 from runner import LISTENER, RUN, SIGNALS, as_pid_1, children_of, run, shell
 
@@ -87,7 +88,9 @@ def test_the_command_has_the_signals_that_we_had():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "2> /dev/full"])
 def test_the_command_runs_whatever_is_closed(closed, tmp_path):
     script = f'"$@" sh -c "echo it ran > {tmp_path}/ran; exit 4" {closed}'
-    done = subprocess.run(["sh", "-c", script, "sh", *RUN, "--"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *RUN, "--"], capture_output=True, text=True, check=False, timeout=facts.PATIENCE_S
+    )
     assert done.returncode == 4, done.stderr
     assert (tmp_path / "ran").exists()
     if "2" in closed:
@@ -102,7 +105,7 @@ def test_a_reader_of_the_report_that_went_away_changes_nothing():
         assert process.stderr is not None
         process.stderr.close()
         process.stderr = None
-        process.communicate(b"\n", timeout=60)
+        process.communicate(b"\n", timeout=facts.PATIENCE_S)
     assert process.returncode == 6
 
 
@@ -124,7 +127,7 @@ def test_signals_reach_the_command_once_each():
         for number in SIGNALS:
             process.send_signal(number)
             assert process.stdout.readline() == f"{int(number)}\n"
-        assert process.wait(30) == 7
+        assert process.wait(facts.PATIENCE_S) == 7
         assert process.stdout.read() == ""
 
 
@@ -134,7 +137,7 @@ def test_signals_reach_the_command_through_pid_1(pid_1):
         for number in SIGNALS:
             os.kill(first, number)
             assert process.stdout.readline() == f"{int(number)}\n"
-        assert process.wait(30) == 7
+        assert process.wait(facts.PATIENCE_S) == 7
         assert process.stdout.read() == ""
 
 
@@ -145,7 +148,10 @@ def test_a_command_that_signals_its_own_group_is_not_told_of_it_twice():
         "os.kill(0, signal.SIGUSR1); time.sleep(0.3); sys = __import__('sys'); sys.exit(len(seen))"
     )
     command = [*RUN, "--", sys.executable, "-c", script]
-    assert subprocess.run(command, start_new_session=True, capture_output=True, timeout=60, check=False).returncode == 1
+    assert (
+        subprocess.run(command, start_new_session=True, capture_output=True, timeout=facts.PATIENCE_S, check=False).returncode
+        == 1
+    )
 
 
 # ---- Orphans -------------------------------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ def test_an_oom_kill_is_said_plainly(make_group):
     inside = ["sh", "-c", 'read line; exec "$@"', "sh", *RUN, "--", sys.executable, "-c", "x = b'x' * (1 << 30)"]
     with subprocess.Popen(inside, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         group.add(process.pid)
-        _, errors = process.communicate("\n", timeout=60)
+        _, errors = process.communicate("\n", timeout=facts.PATIENCE_S)
     assert process.returncode == 137
     assert re.match(r"pymemcg: \S+ was killed by signal 9 \(SIGKILL\) after .*, most likely by the OOM killer\n", errors)
     assert re.search(r"OOM kills +1 in the group meanwhile\n", errors)

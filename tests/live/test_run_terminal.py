@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import facts
 import pytest
 from runner import LISTENER, RUN, as_pid_1, children_of
 
@@ -43,7 +44,7 @@ class Terminal:
 
     def await_text(self, text: bytes) -> None:
         """What came until then is done with."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + facts.PATIENCE_S
         while text not in self.seen:
             assert self._read(), self.seen
             assert time.monotonic() < deadline, (text, self.seen)
@@ -54,7 +55,7 @@ class Terminal:
 
     def end(self) -> int:
         """Its status."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + facts.PATIENCE_S
         while self._read():
             assert time.monotonic() < deadline, self.seen
         return self.wait()

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import facts
 import pytest
 from actor import MIB, Failed, files, leaves_nothing, lock_is_free, maps, ring_file, threads, until
 
@@ -250,7 +251,7 @@ class TestEnd:
 
     def test_by_os_exit(self, running, group):
         running.send("os._exit(7)")
-        assert running.process.wait(60) == 7
+        assert running.process.wait(facts.PATIENCE_S) == 7
         assert lock_is_free(group.directory)
 
     def test_by_ctrl_c(self, running, group):
@@ -258,7 +259,7 @@ class TestEnd:
         running.send("with s: time.sleep(60)")
         time.sleep(0.2)
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(60) == -signal.SIGINT
+        assert running.process.wait(facts.PATIENCE_S) == -signal.SIGINT
         assert "KeyboardInterrupt" in running.errors()
         assert not ring_file(group.directory).exists()
 

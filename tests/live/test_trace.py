@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import facts
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -68,7 +69,7 @@ def test_reclaim_of_others_is_left_out(make_group, make_actor, tmp_path):
     busy = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE)
     others.add(busy.pid)
     with Sampler(ours.spec, evidence="trace") as sampler:
-        busy.communicate(b"\n", timeout=60)
+        busy.communicate(b"\n", timeout=facts.PATIENCE_S)
         assert busy.returncode == 0
         events = sampler.stats()["trace_events"]
     assert sampler.reclaim.head == 0

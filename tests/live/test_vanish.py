@@ -257,6 +257,6 @@ def test_no_exception_comes_out_of_threads(make_group):
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         group.close()
-        _, errors = process.communicate("\n", timeout=30)
+        _, errors = process.communicate("\n", timeout=facts.PATIENCE_S)
     assert (process.returncode, errors) == (0, "")
     assert "pymemcg-tick" not in threads()
