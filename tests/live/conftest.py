@@ -22,8 +22,8 @@ import facts
 import outside
 from actor import Actor
 from outside import OutsideGroup
+from swapping import swap_of
 
-from pymemcg.bench.swap import ZramSwap
 from pymemcg.bench.tracefs import Trace
 from pymemcg.child import ChildGroup
 from pymemcg.errors import NotSupported
@@ -166,12 +166,7 @@ def held_tracepoints(make_group: Callable[..., ChildGroup], make_actor: Callable
 @pytest.fixture(scope="module")  # no longer: other tests want none
 def swap() -> Iterator[None]:
     """Something to swap to, in memory."""
-    if len(Path("/proc/swaps").read_text().splitlines()) > 1:
-        yield
-        return
-    if why := facts.no_zram():
-        pytest.skip(why)
-    with ZramSwap(512 << 20):
+    with swap_of(500 << 20):
         yield
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import platform
 import re
+import time
 from functools import cache
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def no_tracepoints() -> str | None:
     if not any(os.path.isdir(f"{place}/events/vmscan") for place in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")):
         return "tracefs is not mounted, or not any more: other tests on this machine have unmounted it"
     return None
+
+
+def counts_cpu_time_finely() -> bool:
+    """Whether CPU time is counted as it passes, and not in ticks of the kernel's timer, as user-mode Linux does."""
+    return len({time.thread_time_ns() for _ in range(1000)}) > 100
 
 
 def no_zram() -> str | None:

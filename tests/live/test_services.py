@@ -15,8 +15,8 @@ import facts
 import pytest
 from actor import lock_is_free, ring_file
 from servers import MIB, Asked, Server, overlap_ns, pids_of, truth, until
+from swapping import swap_of
 
-from pymemcg.bench.swap import ZramSwap
 from pymemcg.child import ChildGroup
 
 pytestmark = pytest.mark.live
@@ -79,9 +79,9 @@ SETUPS = {
 
 @pytest.fixture(scope="module")
 def swap() -> Iterator[None]:
-    if why := facts.no_zram() or facts.no_tracepoints():
+    if why := facts.no_tracepoints():
         pytest.skip(why)
-    with ZramSwap(1 << 30):
+    with swap_of(1000 * MIB):
         yield
 
 

@@ -86,7 +86,7 @@ def test_denied_is_a_normal_case():
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"  # the interpreter's own folders may be root's alone
         "with Sampler() as sampler:\n"
         "    print(sampler.evidence['trace'])\n"
-        "    assert sampler.reclaim.names == ()\n"
+        "    assert bool(sampler.reclaim.names) == (sampler.evidence['wchan'] is None)\n"  # its rows would be there, too
         "    assert sampler.usage.head > 0\n"
         "try:\n"
         "    Sampler(evidence='trace').start()\n"

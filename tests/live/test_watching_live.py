@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import facts
 import pytest
 from actor import MIB, Actor, until
+from swapping import swap_of
 
 from pymemcg import Sampler
-from pymemcg.bench.swap import ZramSwap
 
 pytestmark = pytest.mark.live
 
@@ -48,9 +48,7 @@ def closed(since, stalls=told):
 
 @pytest.fixture(scope="module")
 def _swap() -> Iterator[None]:
-    if why := facts.no_zram():
-        pytest.skip(why)
-    with ZramSwap(512 * MIB):
+    with swap_of(500 * MIB):
         yield
 
 
