@@ -22,7 +22,7 @@ from pymemcg.child import ChildGroup
 pytestmark = pytest.mark.live
 
 MAPPING_BYTES = 96 * MIB
-ROUNDS = 15 if facts.EMULATED else 120
+ROUNDS = 40 if facts.EMULATED else 120
 """Of requests: what they show is in a few of them, too."""
 MS = 1_000_000
 
