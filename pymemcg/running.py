@@ -25,23 +25,18 @@ _PATIENCE_S = 1.0
 
 
 def _native_lock() -> threading.Lock:
-    """A lock for moments in which nothing waits. gevent's own do not work reliably between native threads."""
+    """A lock for moments, and until the threads have ended. gevent's own do not work reliably between native threads."""
     monkey = sys.modules.get("gevent.monkey")
     lock: threading.Lock = monkey.get_original("_thread", "allocate_lock")() if monkey else threading.Lock()
     return lock
 
 
-_in_use: set[NativeConfig] = set()
-"""Should Ctrl-C come within a stop, the threads may go on, and their memory must not go."""
-
-
-def _stop(handle: Any, using: threading.Lock, seat: sharing.Seat, config: NativeConfig) -> None:
-    """End the threads, which were using the configuration, and give up the seat."""
+def _stop(handle: Any, using: threading.Lock, seat: sharing.Seat, _config: NativeConfig) -> None:
+    """End the threads, which were using the configuration, and give up the seat; what of it is done is not done again."""
     with using:
         sampler, handle[0] = handle[0], ffi.NULL
-    if sampler != ffi.NULL:
-        lib.memcg_sampler_stop(sampler)
-    _in_use.discard(config)
+        if sampler != ffi.NULL:
+            lib.memcg_sampler_stop(sampler)
     seat.leave()
 
 
@@ -67,15 +62,15 @@ class Running:
         except BaseException:
             self.seat.leave()
             raise
-        _in_use.add(config)
         # Before there are threads, which use memory that belongs to Python: Ctrl-C may come at any line from here on.
-        self._end = weakref.finalize(self, _stop, self._handle, self._using, self.seat, config)
+        self._parts = (self._handle, self._using, self.seat, config)
+        self._end = weakref.finalize(self, _stop, *self._parts)
         try:
             failed = ffi.new("char[4096]")
             rc = lib.memcg_sampler_start(config.struct, self._handle, failed, len(failed))
             check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
         except BaseException:
-            self._end()  # at once: who looks at the traceback keeps `self`
+            self.stop()  # at once: who looks at the traceback keeps `self`
             raise
 
     def await_first_row(self) -> None:
@@ -119,7 +114,8 @@ class Running:
 
     def stop(self) -> None:
         """End the threads, and give up the seat; nothing to do where that is done."""
-        self._end()
+        _stop(*self._parts)  # should Ctrl-C come in it, the rest is done when this is dropped
+        self._end.detach()
 
     def forget(self) -> None:
         """In a forked child: the parent's threads, locks and files stay the parent's."""

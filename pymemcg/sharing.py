@@ -50,16 +50,19 @@ class Seat:
     note: str | None = None
 
     def leave(self) -> None:
-        """Give the ring and the right to write it back; the last one out removes the ring's name."""
-        if self.path is not None and _lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(self.path, self.ring_fd):
-            os.unlink(self.path)
+        """Give the ring and the right to write it back; the last one out removes the ring's name. Twice is once."""
+        path = self.path if self.ring_fd >= 0 else None
+        if path is not None and _lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
+            os.unlink(path)
         self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptors and change nothing: in a forked child, whose parent goes on using the same locks."""
-        os.close(self.ring_fd)
-        if self.lock_fd >= 0:
-            os.close(self.lock_fd)
+        fds = self.ring_fd, self.lock_fd
+        self.ring_fd = self.lock_fd = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
 
 def take_seat(directory: str, create: Callable[[int], None], *, patience_s: float = _PATIENCE_S) -> Seat:
