@@ -188,7 +188,7 @@ class Finder:
         self.spans = spans
         self._source = Source(sampler)
         self._detector = Detector(self._source, evidence=self._source.asked)
-        self._traced = sampler.evidence.get("trace", "") is None and self._source.asked in ("auto", "trace")
+        self._traced = False
         self._stalls: dict[int, Stall] = {}
         self._news: deque[Stall] = deque(maxlen=STALLS)
         self._finished = False
@@ -205,6 +205,9 @@ class Finder:
         return news
 
     def _advance(self) -> None:
+        trace = self._detector._detection._trace  # noqa: SLF001 - one house
+        # Not known once for all: a process that takes over the sampling has yet to open its tracepoints.
+        self._traced = self._traced or (trace is not None and trace.traces)
         if not self._finished:
             self._remember(self._detector.advance())
 
