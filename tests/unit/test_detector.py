@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import pymemcg
 from pymemcg import Detector, Policy, Stalls, _counted, _traced, schema
 from pymemcg._detect import Detection
 from pymemcg._ffi import NONE, ffi
+from pymemcg._hitting import Finder
+from pymemcg._spanlog import SpanChannel
 from pymemcg.channel import Channel
 from pymemcg.ring import ChannelSpec
 
@@ -318,3 +322,21 @@ def test_a_source_without_rows(live):
     assert detector.advance() == []
     assert detector.finish() == []
     assert Path(f"/proc/self/fd/{live.writer.fd}").exists()
+
+
+def test_spans_are_judged_by_tracepoints_that_come_to_be(live):
+    """A worker may begin to look for hits while another takes over the sampling, and has yet to open its tracepoints."""
+    sampler = pymemcg.Sampler()
+    spans = SpanChannel(sampler._spans, live.writer.ring)
+    live._channels = {name: getattr(live, name) for name in schema.CHANNELS} | {"spans": spans}
+    live._options, live.evidence = {"evidence": "auto"}, {"trace": "the process that samples has none"}
+    finder = Finder(live, spans)
+    with sampler.span("checkout") as span:
+        time.sleep(0.01)
+    start_ms, end_ms = ((at - T0) / MS for at in (span.start_ns, span.end_ns))
+    assert len(finder.find()) == 0
+    live.traced(end_ms + 1)
+    live.put("reclaim", held((start_ms + 2, 5, threading.get_native_id())))
+    (hit,) = finder.find()
+    assert hit.evidence == ("trace",)
+    assert hit.own_ns == pytest.approx(5 * MS, abs=1000)
