@@ -268,7 +268,7 @@ def test_record_writes_what_open_reads(make_group, tmp_path):
     assert done.stderr == ""
     recording = pymemcg.open(file)
     assert recording.info["target"]["directory"] == group.directory
-    assert 0 < recording.usage.head <= 600
+    assert 0 < recording.usage.head <= (600 if facts.EMULATED else 520)
     assert recording.usage.period_ns == 2_000_000
     rows = recording.usage.window()
     assert np.diff(rows["t_ns"] - rows["late_ns"]).min() == 2_000_000  # far from the limit it would tick more rarely by itself
