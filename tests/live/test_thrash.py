@@ -85,8 +85,9 @@ def test_what_was_dropped_is_waited_for(cause, slow_swap, make_file, make_group,
     waits = [stall for stall in found if stall.cause == cause]
     assert not any(stall.tids for stall in waits), "nobody tells who waited"
     waited_us = pressure - watch.truth.total_us
-    assert total_ns(waits, lambda stall: stall.stall_lo_ns) / 1000 < 1.3 * max(waited_us, 0) + 2000
-    if cause == "swap" and not whole_machine():
+    hardly = 2000 if cause == "swap" else 0
+    assert total_ns(waits, lambda stall: stall.stall_lo_ns) / 1000 < 1.3 * max(waited_us, 0) + hardly
+    if cause == "swap" and waited_us < 0.2 * pressure and not whole_machine():
         return  # to read from memory may be no wait to this kernel
     assert waited_us > 2000
     assert total_ns(waits, lambda stall: stall.stall_hi_ns) / 1000 > 0.3 * waited_us, "waiting for a CPU is taken off"
