@@ -68,7 +68,8 @@ struct memcg_channel_header {
     uint64_t period_ns; /* nominal distance of rows; 0 = as it happens */
     uint32_t first_column;
     uint32_t columns;
-    uint64_t reserved[3];
+    uint64_t begun; /* in a copy (see memcg_copy_start): rows before begun - capacity may be half overwritten; in a ring 0 */
+    uint64_t reserved[2];
     uint64_t head;         /* rows ever published; starts a cache line of its own */
     uint64_t closed_ns;    /* 0 = open */
     uint64_t closed_errno; /* why it closed */
@@ -114,6 +115,20 @@ const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /
 void memcg_map_forget(const struct memcg_map *map, uint32_t column, uint64_t first, uint64_t end);
 /* Rows published so far. What was read from the columns before this call is whole if its row is > head - capacity. */
 uint64_t memcg_map_head(const struct memcg_map *map, uint32_t channel);
+
+/* ---- Copies: a ring's rows in a file on a disk, which the writer must never wait for ------------------------------------------
+ * The file has the ring's own layout, and its header was written before. Ten times a second an ordinary thread writes what came
+ * since: first `begun`, then the rows, then the heads, so that the file is good whenever the process dies. Whoever has the lock of
+ * the file (flock) copies; others wait for it, so that any of a group's processes may die. */
+struct memcg_copy;
+/* Both descriptors stay the caller's, and open until the copy is freed. The lock need not be held yet. */
+int memcg_copy_start(int ring_fd, int file_fd, uint64_t period_ns, struct memcg_copy **ret_copy);
+/* Copies a last time, if it is our turn, and ends the thread. */
+void memcg_copy_stop(struct memcg_copy *copy);
+/* In a forked child, where the thread is gone; the parent goes on undisturbed. */
+void memcg_copy_forget(struct memcg_copy *copy);
+/* 1 = it copies, 0 = it waits for the lock, -errno = the file could not be written, and no more is tried. */
+int memcg_copy_state(const struct memcg_copy *copy);
 
 /* ---- Sources: one opened pseudo-file, its values by key ---------------------------------------------------------------------- */
 

@@ -139,7 +139,7 @@ static bool wait_for_lock(struct memcg_sampler *sampler)
 {
     while (!__atomic_load_n(&sampler->writes, __ATOMIC_ACQUIRE)) {
         uint64_t now = now_ns();
-        if (memcg_thread_wait(sampler, now, now + TAKEOVER_NS))
+        if (memcg_thread_wait(&sampler->stop, now, now + TAKEOVER_NS))
             return true;
         if (flock(sampler->config.lock_fd, LOCK_EX | LOCK_NB) == 0 && take_lead(sampler) != 0)
             flock(sampler->config.lock_fd, LOCK_UN); /* not now; another of the group may have more luck */

@@ -99,13 +99,15 @@ static inline void memcg_state_cost(struct memcg_state *state, const struct memc
 }
 
 /* Starts a thread that signals pass by. */
-int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler);
+int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), void *argument);
 /* Keeps our code in memory: a group at its limit drops file pages first, and a tick would wait for the disk. */
 void memcg_thread_lock_code(void);
 /* Names the calling thread, makes its timers exact and touches the stack that it will use. */
 void memcg_thread_begin(const char *name);
 /* Sleeps until the deadline; true = told to stop. `now` is about now: a caller knows. */
-bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t now, uint64_t deadline);
+bool memcg_thread_wait(uint32_t *stop, uint64_t now, uint64_t deadline);
+/* Tells who waits so to stop. */
+void memcg_thread_end(uint32_t *stop);
 /* The keeper's: also until it has post, which *ret_called says. */
 bool memcg_thread_wait_for_post(struct memcg_sampler *sampler, uint64_t deadline, bool *ret_called);
 /* Wakes the keeper for its post. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The sampler's threads as such: starting, sleeping, stopping. */
+/* Threads as such: starting, sleeping, stopping. */
 #include <errno.h>
 #include <link.h>
 #include <linux/futex.h>
@@ -64,13 +64,19 @@ static bool sleep_until(uint32_t *word, uint64_t deadline_ns, bool brief)
            errno == ETIMEDOUT;
 }
 
-bool memcg_thread_wait(struct memcg_sampler *sampler, uint64_t now, uint64_t deadline)
+bool memcg_thread_wait(uint32_t *stop, uint64_t now, uint64_t deadline)
 {
     bool brief = deadline < now + BRIEF_NS;
-    while (!__atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE))
-        if (sleep_until(&sampler->stop, deadline, brief))
-            return __atomic_load_n(&sampler->stop, __ATOMIC_ACQUIRE);
+    while (!__atomic_load_n(stop, __ATOMIC_ACQUIRE))
+        if (sleep_until(stop, deadline, brief))
+            return __atomic_load_n(stop, __ATOMIC_ACQUIRE);
     return true;
+}
+
+void memcg_thread_end(uint32_t *stop)
+{
+    __atomic_store_n(stop, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, stop, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
 }
 
 bool memcg_thread_wait_for_post(struct memcg_sampler *sampler, uint64_t deadline, bool *ret_called)
@@ -91,7 +97,7 @@ void memcg_thread_call(struct memcg_sampler *sampler)
 }
 
 /* Signals go to the threads of the program that embeds us. */
-int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg_sampler *sampler)
+int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), void *argument)
 {
     sigset_t all, before;
     pthread_attr_t attributes;
@@ -101,7 +107,7 @@ int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg
         return -rc;
     (void)pthread_attr_setstacksize(&attributes, MEMCG_STACK_BYTES);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(ret_thread, &attributes, run, sampler);
+    rc = pthread_create(ret_thread, &attributes, run, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     return -rc;
@@ -109,7 +115,6 @@ int memcg_thread_start(pthread_t *ret_thread, void *(*run)(void *), struct memcg
 
 void memcg_thread_stop(struct memcg_sampler *sampler)
 {
-    __atomic_store_n(&sampler->stop, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &sampler->stop, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX, NULL, NULL, 0);
+    memcg_thread_end(&sampler->stop);
     memcg_thread_call(sampler);
 }

@@ -349,7 +349,7 @@ void *memcg_tick_run(void *argument)
     tick->last_own_ns = own_cpu_ns(sampler);
     tick->last_ticks = load_relaxed(&state->ticks); /* of those who wrote the ring before us, too */
     tick->control_ns = now + CONTROL_NS;
-    while (!memcg_thread_wait(sampler, now, deadline)) {
+    while (!memcg_thread_wait(&sampler->stop, now, deadline)) {
         (void)memcg_tick_sample(sampler, deadline); /* what failed has closed its channel */
         if (!memcg_channel_is_open(&tick->usage.channel) && !memcg_channel_is_open(&tick->pressure.channel)) {
             if (memcg_channel_is_open(&sampler->trace.channel)) /* the group is gone, and its threads with it */
