@@ -11,7 +11,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import sharing
+from pymemcg import ringfile, sharing
 from pymemcg._ffi import check, ffi, lib
 from pymemcg.plan import NativeConfig
 from pymemcg.ring import Ring, create
@@ -31,26 +31,38 @@ def _native_lock() -> threading.Lock:
     return lock
 
 
-def _stop(handle: Any, using: threading.Lock, seat: sharing.Seat, _config: NativeConfig) -> None:
+def _stop(handle: Any, using: threading.Lock, copy: ringfile.Copy | None, seat: sharing.Seat, _config: NativeConfig) -> None:
     """End the threads, which were using the configuration, and give up the seat; what of it is done is not done again."""
     with using:
         sampler, handle[0] = handle[0], ffi.NULL
         if sampler != ffi.NULL:
             lib.memcg_sampler_stop(sampler)
+        if copy is not None:  # last: how the sampler ended belongs into the file
+            copy.stop()
     seat.leave()
 
 
 class Running:
-    """What exists between start and stop. When it is dropped, or the interpreter ends, it stops."""
+    """What exists between start and stop. When it is dropped, or the interpreter ends, it stops.
 
-    def __init__(self, plan: Plan) -> None:
+    Args:
+        plan: What is sampled.
+        ring_file: The absolute path of a file that outlives it; None = none.
+
+    Raises:
+        SourceError: A file cannot be read, or there is no room for the ring.
+    """
+
+    def __init__(self, plan: Plan, ring_file: str | None = None) -> None:
         self.plan = plan
         self._using = _native_lock()  # one thread may stop, or the interpreter end, while another asks
         self._handle = ffi.new("struct memcg_sampler **")
         self.seat = sharing.take_seat(
             plan.target.directory,
             lambda fd: create(fd, plan.channels, plan.info(), align=os.sysconf("SC_PAGESIZE"), reserve=True),
+            at=ring_file if ring_file and ringfile.on_tmpfs(ring_file) else None,
         )
+        self._copy: ringfile.Copy | None = None
         try:
             self.ring = Ring(self.seat.ring_fd, self.seat.path or "memfd:pymemcg")
             config = NativeConfig(
@@ -59,11 +71,13 @@ class Running:
                 lock_fd=self.seat.lock_fd,
                 attached=self.seat.role == "attached",
             )
+            if ring_file and not ringfile.is_at(ring_file, self.seat.ring_fd):  # on a disk, or another's ring
+                self._copy = ringfile.Copy(ring_file, self.seat.ring_fd, self.ring)
         except BaseException:
             self.seat.leave()
             raise
         # Before there are threads, which use memory that belongs to Python: Ctrl-C may come at any line from here on.
-        self._parts = (self._handle, self._using, self.seat, config)
+        self._parts = (self._handle, self._using, self._copy, self.seat, config)
         self._end = weakref.finalize(self, _stop, *self._parts)
         try:
             failed = ffi.new("char[4096]")
@@ -84,6 +98,15 @@ class Running:
         table = self.ring.tables.get("pressure")
         closed = self.ring.closed(table) if table else None
         return closed is not None and closed[1] == errno.EBUSY
+
+    def previous(self) -> str | None:
+        """Where the ring file of the life before went; None where there was none."""
+        return self._copy.previous if self._copy else self.seat.previous
+
+    def copy_error(self) -> str | None:
+        """Why the ring file gets no more rows, or None."""
+        with self._using:
+            return self._copy.error() if self._copy else None
 
     def evidence(self) -> dict[str, str | None]:
         """What the ring's writer has; it may be another process than this one."""
@@ -121,4 +144,6 @@ class Running:
         """In a forked child: the parent's threads, locks and files stay the parent's."""
         self._end.detach()
         lib.memcg_sampler_forget(self._handle[0])
+        if self._copy is not None:
+            self._copy.forget()
         self.seat.abandon()

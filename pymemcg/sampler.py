@@ -9,7 +9,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import schema
+from pymemcg import ringfile, schema
 from pymemcg._ffi import ffi
 from pymemcg._spanlog import SpanChannel
 from pymemcg.cgroup import resolve
@@ -56,6 +56,8 @@ class Sampler(Watched, Marked, Channels):
         on_stall: Called with each `Stall`, first `open`, then `closed`; a harmless one every 10 s. From a thread of its own.
         on_hit: Called with each `Hit` that cost a span a millisecond or nobody knows how much, once it is final, likewise.
         on_oom: Called with an `OomKill` when processes of the group were killed, from the same thread.
+        ring_file: A file that always has the last `history_s`, also after this process was killed, for `pymemcg postmortem`.
+            True is one in /dev/shm/pymemcg, named after the program. What is there is kept as `.1`; so are those of three lives.
 
     Thread-safe. A forked child re-attaches at its first use of the sampler.
     """
@@ -73,6 +75,7 @@ class Sampler(Watched, Marked, Channels):
         on_stall: Callable[[Stall], object] | None = None,
         on_hit: Callable[[Hit], object] | None = None,
         on_oom: Callable[[OomKill], object] | None = None,
+        ring_file: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         self._spec = target
         self._options: dict[str, Any] = {
@@ -83,6 +86,7 @@ class Sampler(Watched, Marked, Channels):
             "evidence": evidence,
             "event_ids": event_ids,
         }
+        self._ring_file = ringfile.place(ring_file) if ring_file else None
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
         self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_hit=on_hit, on_oom=on_oom))
         self._mark(disabled=self._disabled)
@@ -115,7 +119,7 @@ class Sampler(Watched, Marked, Channels):
         Raises:
             TargetError: There is no such target, or it cannot be seen from here.
             NotSupported: This place has no memory cgroups.
-            SourceError: A file cannot be read, or there is no room for the rings.
+            SourceError: A file cannot be read, there is no room for the rings, or the ring file cannot be created.
         """
         with self._lock:
             if self._running is not None:
@@ -124,7 +128,9 @@ class Sampler(Watched, Marked, Channels):
                 self._channels = {name: Channel(name, None, None) for name in schema.CHANNELS}
                 return self
             self._target = resolve(self._spec)
-            self._running = Running(make_plan(self._target, **self._options))
+            if self._ring_file:
+                ringfile.prepare(self._ring_file)
+            self._running = Running(make_plan(self._target, **self._options), self._ring_file)
             self._bind(self._running)
             self._forked = False
             self._running.await_first_row()
@@ -213,6 +219,11 @@ class Sampler(Watched, Marked, Channels):
         raise NotStarted(f"there is no {name} before start()", hint="use `with Sampler() as s:`")
 
     @property
+    def ring_file(self) -> str | None:
+        """Where the ring file is, which outlives this process; None where none was asked for."""
+        return self._ring_file
+
+    @property
     def target(self) -> Target | None:
         """What is sampled; None before `start` and where disabled."""
         return self._target
@@ -251,6 +262,9 @@ class Sampler(Watched, Marked, Channels):
         for name, channel in self._channels.items():
             if channel.closed:
                 absent[name] = f"closed: {channel.closed}"
+        copy_error = running.copy_error()
+        if copy_error:
+            absent["ring_file"] = copy_error
         if running.pressure_is_anothers():
             absent["pressure"] = "left to the process that reads this group's PSI: a second reader would destroy it"
         return absent

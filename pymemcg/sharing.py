@@ -2,8 +2,9 @@
 """One sampler per group: who samples, and how the others come by its rings.
 
 Whoever holds `flock` on the group's directory samples; that works on read-only mounts and without privileges. Its ring is a
-file in the user's own folder in /dev/shm, named after the group's directory, so attaching is opening. Each process that uses a
-ring holds a shared `flock` on it: a ring on which nobody does is a leftover, and the last one out removes its own.
+file in the user's own folder in /dev/shm, named after the group's directory, so attaching is opening; where the ring is a file
+that is to stay, its name there is a symbolic link that tells of it. Each process that uses a ring holds a shared `flock` on it:
+a ring on which nobody does is a leftover, and the last one out removes its own name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pymemcg import ringfile
 from pymemcg._ffi import ffi, lib
 from pymemcg.errors import SourceError
 from pymemcg.mounts import file_system
@@ -39,8 +41,9 @@ class Seat:
             samples, and its ring is not: all into a ring of our own, and PSI left to the other while it reads it).
         ring_fd: The ring.
         lock_fd: The group's directory, for `flock`; -1 when alone.
-        path: The ring's name, or None: a memfd, to which nobody can attach.
+        path: The ring's name, or None: nobody can attach.
         note: Why it is not better than it is, or None.
+        previous: Where the ring file that was there before went, or None.
     """
 
     role: Role
@@ -48,6 +51,7 @@ class Seat:
     lock_fd: int
     path: str | None
     note: str | None = None
+    previous: str | None = None
 
     def leave(self) -> None:
         """Give the ring and the right to write it back; the last one out removes the ring's name. Twice is once."""
@@ -65,16 +69,17 @@ class Seat:
                 os.close(fd)
 
 
-def take_seat(directory: str, create: Callable[[int], None], *, patience_s: float = _PATIENCE_S) -> Seat:
+def take_seat(directory: str, create: Callable[[int], None], *, at: str | None = None, patience_s: float = _PATIENCE_S) -> Seat:
     """Become the group's sampler, or attach to it.
 
     Args:
         directory: The memory group's.
         create: Lays the ring out in an empty file.
+        at: Where a new ring is to be, a path on a tmpfs, and to stay; None = nowhere once nobody uses it.
         patience_s: How long to wait for a ring whose sampler is starting or ending.
 
     Raises:
-        SourceError: The directory cannot be opened, or there is no memory for a ring.
+        SourceError: The directory cannot be opened, there is no memory for a ring, or none can be where it is to be.
     """
     try:
         lock_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -86,7 +91,7 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
         deadline = time.monotonic() + patience_s
         while True:
             if _lock(lock_fd, fcntl.LOCK_EX):
-                return _sample(lock_fd, path, note, create, deadline)
+                return _sample(lock_fd, path, note, _Maker(create, at), deadline)
             ring_fd = _join(path) if path else None
             if ring_fd is not None and _fits(ring_fd):
                 return Seat("attached", ring_fd, lock_fd, path)
@@ -102,10 +107,51 @@ def take_seat(directory: str, create: Callable[[int], None], *, patience_s: floa
         raise
     os.close(lock_fd)
     note = f"another process samples this group and its ring cannot be shared: {note or f'nothing that is ours at {path}'}"
-    return Seat("alone", _memfd(create), -1, None, note)
+    maker = _Maker(create, at)
+    return Seat("alone", maker.nameless(), -1, None, note, maker.previous)
 
 
-def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[int], None], deadline: float) -> Seat:
+@dataclass
+class _Maker:
+    """Makes a new ring.
+
+    Attributes:
+        create: Lays it out in an empty file.
+        at: Where it is to be and to stay, or None.
+        previous: Where the one went that was there, or None.
+    """
+
+    create: Callable[[int], None]
+    at: str | None
+    previous: str | None = None
+
+    def nameless(self) -> int:
+        """One that others do not find."""
+        return _memfd(self.create) if self.at is None else self._stay(self.at)
+
+    def named(self, path: str) -> int:
+        """One to which others attach by that name."""
+        _sweep(os.path.dirname(path))
+        if os.path.lexists(path):  # before a ring is laid out for nothing
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        if self.at is None:
+            return _create_named(path, self.create)
+        fd = self._stay(self.at)
+        try:
+            os.symlink(f"{os.fstat(fd).st_ino}:{self.at}", path)
+        except BaseException:
+            os.unlink(self.at)
+            os.close(fd)
+            raise
+        return fd
+
+    def _stay(self, at: str) -> int:
+        fd, previous = ringfile.make(at, self.create)
+        self.previous = previous or self.previous
+        return fd
+
+
+def _sample(lock_fd: int, path: str | None, note: str | None, maker: _Maker, deadline: float) -> Seat:
     """The lock is ours. Go on with the ring that others are attached to, if there is one; else make one."""
     while path is not None:
         ring_fd = _inherit(path)
@@ -116,14 +162,16 @@ def _sample(lock_fd: int, path: str | None, note: str | None, create: Callable[[
             note = f"{path} is in use by another version of pymemcg"
             break
         try:
-            return Seat("sampling", _create_named(path, create), lock_fd, path)
+            return Seat("sampling", maker.named(path), lock_fd, path, previous=maker.previous)
         except OSError as error:
+            if maker.at is not None and isinstance(error, SourceError):  # it was asked for there
+                raise
             note = f"no ring at {path}: {error.strerror or error}"
             # Whoever holds the name alone is about to remove it: waiting a moment is better than a memfd for life.
             if not isinstance(error, FileExistsError) or time.monotonic() >= deadline:
                 break
         time.sleep(0.01)
-    return Seat("sampling", _memfd(create), lock_fd, None, f"others cannot attach: {note}")
+    return Seat("sampling", maker.nameless(), lock_fd, None, f"others cannot attach: {note}", maker.previous)
 
 
 def _inherit(path: str) -> int | None:
@@ -136,15 +184,14 @@ def _inherit(path: str) -> int | None:
         elif _lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
             return fd
         os.close(fd)
+    if os.path.islink(path):  # to a ring that was moved or removed
+        os.unlink(path)
     return None
 
 
 def _create_named(path: str, create: Callable[[int], None]) -> int:
     """A ring that is whole and in use before it has a name."""
     home = os.path.dirname(path)
-    _sweep(home)
-    if os.path.lexists(path):  # before a ring is laid out for nothing
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     fd = os.open(home, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     home_fd = -1
     try:
@@ -178,7 +225,7 @@ def _memfd(create: Callable[[int], None]) -> int:
 def _join(path: str) -> int | None:
     """Open a ring and say that we use it; None where there is none any more."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(file_of(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     # Its last user may have removed it between our open and our lock: then it is nobody's, whatever we hold.
@@ -244,8 +291,24 @@ def _lock(fd: int, kind: int) -> bool:
     return True
 
 
-def _is_at(path: str, fd: int) -> bool:
+def file_of(path: str) -> str:
+    """Where the ring of that name is: there, or where a link to `inode:path` says it stays."""
+    return _followed(path)[0]
+
+
+def _followed(path: str) -> tuple[str, int | None]:
     try:
-        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
-    except FileNotFoundError:
+        inode, _, file = os.readlink(path).partition(":")
+    except OSError:
+        return path, None
+    return file, int(inode) if inode.isdecimal() else -1
+
+
+def _is_at(path: str, fd: int) -> bool:
+    """Whether that is the ring of that name. A link lies in our own folder, but may lead into one of everybody's."""
+    (file, inode), status = _followed(path), os.fstat(fd)
+    try:
+        there = os.stat(file, follow_symlinks=False)
+    except OSError:
         return False
+    return os.path.samestat(there, status) and status.st_uid == os.geteuid() and inode in (None, status.st_ino)
