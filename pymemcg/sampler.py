@@ -57,7 +57,7 @@ class Sampler(Watched, Marked, Channels):
         on_hit: Called with each `Hit` that cost a span a millisecond or nobody knows how much, once it is final, likewise.
         on_oom: Called with an `OomKill` when processes of the group were killed, from the same thread.
         ring_file: A file that always has the last `history_s`, also after this process was killed, for `pymemcg postmortem`.
-            True is one in /dev/shm/pymemcg, named after the program. What is there is kept as `.1`; so are those of three lives.
+            True is one in /dev/shm/pymemcg, named after the program. What is there is kept as `.1`, up to `.3`.
 
     Thread-safe. A forked child re-attaches at its first use of the sampler.
     """
