@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from pymemcg._remains import Remains
     from pymemcg.ring import Ring, Table
 
 _GUARD_SHARE = 16
@@ -81,6 +82,26 @@ class Window:
         """A window that owns its rows. Rows which the writer overtook meanwhile are left out."""
         return self._channel._copy(self.first_row, self.first_row + self._rows)  # noqa: SLF001 - one room
 
+    def part(self, first: int, end: int) -> Window:
+        """Rows [first, end) of this window, counted from its own first, on the same terms: no copy is made."""
+        end = min(end, self._rows)
+        own = None if self._own is None else {name: values[first:end] for name, values in self._own.items()}
+        return Window(self._channel, self.first_row + first, max(0, end - first), own)
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """All columns by Arrow's C stream interface: pyarrow, polars, duckdb and pandas take the window as it is.
+
+        Each column is an int64 with its unit in the field's metadata, null where it is absent. Columns of a recording, and of
+        a window that owns its rows, are lent without a copy; those of a live ring are copied first. Batches have 2^20 rows.
+
+        Raises:
+            NotSupported: pyarrow is not installed.
+        """
+        from pymemcg.export.arrow import reader
+
+        lasting = self if self._own is not None or not self._channel._live else self.copy()  # noqa: SLF001 - one room
+        return reader(self._channel, lasting).__arrow_c_stream__(requested_schema)
+
     def to_numpy(self) -> NDArray[np.void]:
         """All columns in one structured array, shape (rows,), a copy."""
         import numpy as np
@@ -120,7 +141,13 @@ class Channel:
     """
 
     def __init__(
-        self, name: str, ring: Ring | None, table: Table | None, *, hidden: Mapping[str, str] = _EMPTY, live: bool = True
+        self,
+        name: str,
+        ring: Ring | Remains | None,
+        table: Table | None,
+        *,
+        hidden: Mapping[str, str] = _EMPTY,
+        live: bool = True,
     ) -> None:
         self.name = name
         self._live = live
@@ -220,10 +247,15 @@ class Channel:
         """Take the rows of a recording before row `end` out of this process's memory; they are read again when they are used.
 
         A recording is mapped, so what is read of it counts as this process's memory until then. Of a live ring nothing is
-        forgotten: it is in memory anyway.
+        forgotten: it is in memory anyway. Nor is anything of a ring that has been round: its rows have moved.
         """
-        if self._ring is not None and self._table is not None and not self._live:
+        if self._ring is not None and self._table is not None and not self._live and self.head <= self.capacity:
             self._ring.forget(self._table, 0, min(end, self.head))
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """All rows that there are, by Arrow's C stream interface; see `Window.__arrow_c_stream__`."""
+        window = self.read()[0] if self._live else self.window()
+        return window.__arrow_c_stream__(requested_schema)
 
     def to_numpy(self) -> NDArray[np.void]:
         """All rows that the ring still has as one structured array, a copy."""
@@ -263,8 +295,10 @@ class Channel:
         return self._columns[name]
 
     def _kept_from(self) -> int:
-        """The oldest row that is whole: a live writer is at the next one already, in the place of the oldest."""
-        return max(0, self.head - self.capacity + (1 if self._live else 0))
+        """The oldest row that is whole: a live writer is at the next ones already, in the places of the oldest."""
+        if self._live and self._ring is not None and self._table is not None:
+            return self._ring.oldest(self._table)
+        return max(0, self.head - self.capacity)
 
     def _copy(self, first: int, end: int) -> Window:
         """Rows [first, end), copied, without those that the writer had begun to overwrite by the time the copy was done."""

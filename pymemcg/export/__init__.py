@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings as files of others: Parquet, Arrow, CSV, and traces for Perfetto."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from pymemcg.errors import MemcgError
+from pymemcg.export._part import Part, unwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymemcg.recording import Recording
+
+    Told = Callable[[int], object]
+
+SUFFIXES: Final = {"parquet": ".parquet", "arrow": ".arrow", "csv": ".csv", "perfetto": ".pftrace"}
+"""Format to what names of its files end with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that is whole.
+
+    Attributes:
+        path: Its name.
+        rows: Rows of its table; of a trace, its events.
+        size_bytes: Its size.
+    """
+
+    path: str
+    rows: int
+    size_bytes: int
+
+
+def nothing_told(_rows: int) -> None:
+    """For who does not want to know how far it is."""
+
+
+def write_table(recording: Recording, channel: str, to: str, sink: IO[bytes], tell: Told = nothing_told) -> int:
+    """Write one channel as one table, in chunks of 2^18 rows: memory stays the same however many there are.
+
+    Args:
+        recording: What to export.
+        channel: One that was recorded.
+        to: "parquet", "arrow" (an IPC file) or "csv".
+        sink: Where to; it needs not be able to seek.
+        tell: Called with the rows of each chunk that was written.
+
+    Returns:
+        Rows.
+
+    Raises:
+        MemcgError: There is no such channel in it.
+        NotSupported: pyarrow is not installed.
+    """
+    from pymemcg.export import arrow
+
+    tables = arrow.tables(recording)
+    if channel not in tables:
+        raise MemcgError(f"has no channel {channel!r}, but {', '.join(tables)}", path=recording.path)
+    return _write(tables[channel], to, sink, tell=tell)
+
+
+def _write(table: Any, to: str, sink: IO[bytes], *, tell: Told) -> int:
+    rows = 0
+    with import_module(f"{__name__}.{to}").writer(sink, table.schema) as writer:
+        for batch in table.batches():
+            writer.write_batch(batch)
+            rows += batch.num_rows
+            tell(batch.num_rows)
+    return rows
+
+
+def export(
+    recording: Recording, to: str, path: str | os.PathLike[str], *, channel: str | None = None, tell: Told = nothing_told
+) -> list[Written]:
+    """Export a recording, in bounded memory however long it is.
+
+    Args:
+        recording: What to export.
+        to: "parquet", "arrow", "csv", or "perfetto", which is one trace of all channels.
+        path: The file; of several tables the folder, which may exist. They have their names when all of them are whole.
+        channel: Only this one; None = a table for each that was recorded.
+        tell: Called with the rows of each chunk that was written.
+
+    Raises:
+        MemcgError: There is no such channel in it, or a file cannot be written.
+        NotSupported: The library for this format is not installed.
+    """
+    place = os.fspath(path)
+    with ExitStack() as stack:
+        if to == "perfetto" or channel is not None:
+            part = Part(place)
+            stack.callback(part.drop)
+            return [_one(recording, to, part, channel, tell)]
+        from pymemcg.export import arrow
+
+        tables = arrow.tables(recording)
+        _make_folder(place, stack)
+        parts = {name: Part(os.path.join(place, f"{name}{SUFFIXES[to]}")) for name in tables}
+        for part in parts.values():
+            stack.callback(part.drop)
+        rows = {name: _into(part, partial(_write, tables[name], to, tell=tell)) for name, part in parts.items()}
+        return [Written(part.path, rows[name], part.keep()) for name, part in parts.items()]
+
+
+def _one(recording: Recording, to: str, part: Part, channel: str | None, tell: Told) -> Written:
+    def write(sink: IO[bytes]) -> int:
+        if channel is None:
+            from pymemcg.export import perfetto
+
+            return perfetto.write(recording, sink, tell)
+        return write_table(recording, channel, to, sink, tell)
+
+    rows = _into(part, write)
+    return Written(part.path, rows, part.keep())
+
+
+def _into(part: Part, write: Callable[[IO[bytes]], int]) -> int:
+    try:
+        return write(part.file)
+    except OSError as error:
+        raise unwritten(part.path, error) from error
+
+
+def _make_folder(path: str, stack: ExitStack) -> None:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise MemcgError("is no folder, and several tables need one", path=path) from None
+    except OSError as error:
+        raise unwritten(path, error) from error
+    else:
+        stack.callback(_remove_if_empty, path)
+
+
+def _remove_if_empty(path: str) -> None:
+    with suppress(OSError):  # it has files
+        os.rmdir(path)
