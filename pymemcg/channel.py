@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pymemcg._remains import Remains
+    from pymemcg._remains import Remains
     from pymemcg.ring import Ring, Table
 
 _GUARD_SHARE = 16

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymemcg import schema
 from pymemcg._ffi import ffi
+from pymemcg._remains import Remains
 from pymemcg._spanlog import SpanChannel, Texts
 from pymemcg._stall import POLICY
 from pymemcg.channel import Channel, Channels
@@ -32,7 +33,9 @@ _GROWTH = 4
 
 
 class Recording(Channels):
-    """A recording's channels, as a sampler has them; one that was not recorded has no columns.
+    """The channels of a recording or of a ring file, as a sampler has them; one that was not recorded has no columns.
+
+    Of a ring that a process uses now it has what was there when it was opened, in memory.
 
     Args:
         path: The file.
@@ -42,7 +45,8 @@ class Recording(Channels):
         info: What it says of itself: target, kernel, host, what was absent and why.
 
     Raises:
-        RecordingError: It cannot be opened, is damaged, no recording, or of another version.
+        RecordingError: It cannot be opened, is no recording, of another version, or nothing of it can be read. Of a file that
+            is damaged, or cut short, it has what can be read; `missing` tells what is not there.
 
     Thread-safe. Arrays keep the file mapped.
     """
@@ -56,12 +60,21 @@ class Recording(Channels):
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise RecordingError("is no file", path=self.path)
-            ring = Ring(fd, self.path)
+            self._ring = ring = Remains(fd, self.path)
         finally:
             os.close(fd)
         self.info: dict[str, Any] = ring.info
         for name in schema.CHANNELS:
             setattr(self, name, Channel(name, ring, ring.tables.get(name), live=False))
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is damaged and cannot be read, and why: by channel, or "file", "header", "info". Looks at the times of all rows.
+
+        Rows whose times are none, or not between those of the rows beside them, are left out of their channel, and a channel
+        that is damaged so is copied where it is used.
+        """
+        return self._ring.missing
 
     def hits(self, *, min_ns: int = 0) -> Hits:
         """The recorded spans that fell together with reclaim; see `Sampler.hits`."""

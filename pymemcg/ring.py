@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,18 @@ def create(fd: int, channels: Sequence[ChannelSpec], info: dict[str, Any], *, al
     check_ring(
         lib.memcg_ring_create(fd, specs, len(channels), data, len(data), align, reserve), "the ring", "cannot be created"
     )
+
+
+def is_used(fd: int) -> bool:
+    """Whether a process uses the ring in this file, opened for this question: whoever does holds a lock on it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system that has no locks has no users either
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,14 @@ class Ring:
     def head(self, table: Table) -> int:
         """Rows published so far. Rows that were read before this call are whole if they are > head - capacity."""
         return lib.memcg_map_head(self._map, table.index)  # type: ignore[no-any-return]
+
+    def oldest(self, table: Table) -> int:
+        """The oldest row that is whole while somebody writes: the next ones may be in the places of those before it.
+
+        Where the ring is copied to a disk many rows are written at once, and up to which is said before.
+        """
+        begun = self._channels[table.index].begun
+        return max(0, max(self.head(table), begun) - table.capacity + 1)  # type: ignore[no-any-return]
 
     def closed(self, table: Table) -> tuple[int, int] | None:
         """When (ns) and with which errno a channel was closed, or None."""

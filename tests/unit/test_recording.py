@@ -40,7 +40,7 @@ class Live:
 @pytest.fixture
 def writer():
     made = RingWriter((*SPECS, *EXTRA))
-    made.put("clock", {"t_ns": 0, "realtime_ns": 10**18})
+    made.put("clock", {"t_ns": 1, "realtime_ns": 10**18 + 1})
     yield made
     os.close(made.fd)
 
@@ -79,7 +79,7 @@ class TestRoundTrip:
         recording = pymemcg.open(path)
         assert rows_of(recording.usage.window()) == list(range(50, 60))
         assert recording.limits.window()["limit_bytes"].tolist() == [4096]
-        assert recording.clock.window()["realtime_ns"].tolist() == [10**18]
+        assert recording.clock.window()["realtime_ns"].tolist() == [10**18 + 1]
 
     def test_what_the_ring_lapped_is_counted(self, writer, path):
         with Recorder(Live(writer), path, seconds=10) as recorder:
@@ -103,7 +103,7 @@ class TestRoundTrip:
         hour, capacity = 3600, 10 * processes * 30
         writer = RingWriter((*SPECS, ChannelSpec("processes", 100_000_000, capacity, {"t_ns": "ns", "pid": ""})))
         for number in range(20 * processes):
-            writer.put("processes", {"t_ns": number // processes * 100_000_000, "pid": 1 + number % processes})
+            writer.put("processes", {"t_ns": 1 + number // processes * 100_000_000, "pid": 1 + number % processes})
         recorder = Recorder(Live(writer), path, seconds=hour)
         part = pymemcg.open(f"{path}.part")
         assert part.processes.capacity >= max(64, 4 * processes) * 10 * hour
@@ -255,9 +255,24 @@ class TestOpen:
     def test_a_recording_that_was_cut_short(self, writer, path):
         with Recorder(Live(writer), path, seconds=1):
             writer.tick(5)
+            writer.put("node", {"t_ns": 3, "pswpin": 5})
         size = os.stat(path).st_size
-        for left in (size - 1, size - RECORDING_ALIGN, 4096, 128):
+        whole = pymemcg.open(path)
+        assert whole.missing == {}
+        os.truncate(path, size - 1)
+        nothing_lost = pymemcg.open(path)
+        assert rows_of(nothing_lost.usage.window()) == list(range(5))
+        assert list(nothing_lost.missing) == ["file"]
+        os.truncate(path, size - RECORDING_ALIGN)
+        without_last = pymemcg.open(path)
+        assert rows_of(without_last.usage.window()) == list(range(5))
+        assert without_last.node.names == ("t_ns",)
+        assert "pswpin" in without_last.missing["node"]
+        for left in (4096, 128):
             os.truncate(path, left)
+            if left == 4096:
+                assert "usage" in pymemcg.open(path).missing
+                continue
             with pytest.raises(RecordingError, match="damaged"):
                 pymemcg.open(path)
 
