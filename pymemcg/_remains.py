@@ -21,7 +21,7 @@ from pymemcg.errors import RecordingError
 from pymemcg.ring import Table, is_used
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -377,7 +377,7 @@ def _is_spans(value: Any) -> bool:
     )
 
 
-_WHOLE: Final = {
+_WHOLE: Final[dict[str, Callable[[Any], bool]]] = {
     "target": lambda value: isinstance(value, dict) and isinstance(value.get("levels", []), list),
     "absent": _is_texts,
     "evidence": _is_texts,

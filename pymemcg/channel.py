@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pymemcg._remains import Remains
-    from pymemcg._remains import Remains
     from pymemcg.ring import Ring, Table
 
 _GUARD_SHARE = 16
