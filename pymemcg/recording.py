@@ -101,6 +101,15 @@ def open(path: str | os.PathLike[str]) -> Recording:  # noqa: A001 - as in gzip.
     return Recording(path)
 
 
+def first_row(channel: Channel) -> int:
+    """With which of a live channel's rows a recording begins that begins now."""
+    if channel.name in ("limits", "clock"):  # what holds at the beginning was said before it
+        return 0
+    if channel.name == "pressure":  # the window of PSI that goes on at the beginning is known by the row before
+        return max(0, channel.head - 1)
+    return channel.head
+
+
 class Recorder:
     """Writes what a sampler samples into a file of the ring's own format.
 
@@ -130,11 +139,7 @@ class Recorder:
         channels = [getattr(sampler, name) for name in schema.CHANNELS]
         channels.sort(key=lambda channel: channel.position)  # as in the ring, since rows of `events` speak of positions
         self._channels: dict[str, Channel] = {channel.name: channel for channel in channels if channel.names}
-        self._cursors = {name: channel.head for name, channel in self._channels.items()}
-        for name in ("limits", "clock"):  # what holds at the beginning was said before it
-            self._cursors[name] = 0
-        if "pressure" in self._cursors:  # the window of PSI that goes on at the beginning is known by the row before
-            self._cursors["pressure"] = max(0, self._cursors["pressure"] - 1)
+        self._cursors = {name: first_row(channel) for name, channel in self._channels.items()}
         self._rows = dict.fromkeys(self._channels, 0)
         self._info = sampler.describe()
         spans = self._channels.get("spans")
