@@ -11,6 +11,7 @@ import numpy as np
 from pymemcg._ffi import NONE, text
 from pymemcg._spanlog import SpanChannel
 from pymemcg.channel import Channel, Window
+from pymemcg.export._chunks import chunks
 from pymemcg.export._pyarrow import pa
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 KEY: Final = b"pymemcg"
 """Under which key of a schema's metadata its provenance is."""
 TIME: Final = "time"
-CHUNK: Final = 1 << 18
-"""Rows at a time, and in a row group: 2 MiB a column."""
 LENT: Final = 1 << 20
 """Rows of a batch that is lent to others: a live ring with the defaults is one batch."""
 _VERSION: Final = 1
@@ -40,12 +39,6 @@ def array(values: NDArray[np.int64]) -> pa.Array:
         nulls = values.size - int(np.count_nonzero(present))
         validity = pa.py_buffer(np.packbits(present, bitorder="little"))
     return pa.Array.from_buffers(pa.int64(), values.size, [validity, pa.py_buffer(values)], nulls)
-
-
-def slices(window: Window, rows: int) -> Iterator[Window]:
-    """A window's parts of so many rows."""
-    for first in range(0, len(window), rows):
-        yield window.part(first, first + rows)
 
 
 def _field(name: str, unit: str, kind: pa.DataType | None = None) -> pa.Field:
@@ -116,7 +109,8 @@ def reader(channel: Channel, window: Window) -> pa.RecordBatchReader:
     schema = pa.schema([_field(name, unit) for name, unit in channel.units.items()], metadata=metadata)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for part in slices(window, LENT):
+        for first in range(0, len(window), LENT):
+            part = window.part(first, first + LENT)
             yield pa.record_batch([array(part[name]) for name in window.names], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
@@ -198,9 +192,7 @@ class Table:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows of a recording; what was handed out is taken out of this process's memory."""
-        for part in slices(self.channel.window(), CHUNK):
-            yield self.batch(part)
-            self.channel.forget(part.first_row + len(part))
+        return map(self.batch, chunks(self.channel))
 
 
 def tables(recording: Recording) -> dict[str, Table]:
