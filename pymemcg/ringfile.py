@@ -95,18 +95,25 @@ def make(path: str, lay_out: Callable[[int], None]) -> tuple[int, str | None]:
     """
     fd = _create(f"{path}.new", path)
     try:
-        lay_out(fd)
+        _fill(fd, lay_out, path)
         previous = _keep(path)
-        os.link(f"{path}.new", path)
-    except SourceError:
+        try:
+            os.link(f"{path}.new", path)
+        except OSError as error:
+            raise _refused(path, error) from error
+    except BaseException:
         os.close(fd)
         raise
-    except OSError as error:
-        os.close(fd)
-        raise _refused(path, error) from error
     finally:
         os.unlink(f"{path}.new")
     return fd, previous
+
+
+def _fill(fd: int, lay_out: Callable[[int], None], path: str) -> None:
+    try:
+        lay_out(fd)
+    except OSError as error:
+        raise _refused(path, error) from error
 
 
 def _refused(path: str, error: OSError) -> SourceError:

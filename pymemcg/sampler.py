@@ -86,7 +86,7 @@ class Sampler(Watched, Marked, Channels):
             "evidence": evidence,
             "event_ids": event_ids,
         }
-        self._ring_file = ringfile.place(ring_file) if ring_file else None
+        self._ring_file = None if ring_file in (None, False) else ringfile.place(ring_file)
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
         self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_hit=on_hit, on_oom=on_oom))
         self._mark(disabled=self._disabled)
