@@ -43,6 +43,9 @@ class Recording(Channels):
     Attributes:
         path: The file.
         info: What it says of itself: target, kernel, host, what was absent and why.
+        header: A copy of the file's header, as docs/file-format.md has it; its `state` tells of the sampler.
+        is_ring: It is a sampler's ring, not a finished recording.
+        live: It is a ring that a process used when it was opened.
 
     Raises:
         RecordingError: It cannot be opened, is no recording, of another version, or nothing of it can be read. Of a file that
@@ -64,6 +67,8 @@ class Recording(Channels):
         finally:
             os.close(fd)
         self.info: dict[str, Any] = ring.info
+        self.header: Any = ring.header
+        self.is_ring, self.live = ring.is_ring, ring.live
         for name in schema.CHANNELS:
             setattr(self, name, Channel(name, ring, ring.tables.get(name), live=False))
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a sampled life ended, from what its last rows say: pure, a decision a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+How = Literal["stopped", "oom", "killed", "restarted", "running", "recorded", "unknown"]
+Certainty = Literal["certain", "almost certain", "likely", "possible"]
+
+NEAR_SHARE: Final = 1 / 64
+"""Usage this near below a limit was at it: each CPU charges up to 64 pages in advance, and takes them back when it is full …"""
+NEAR_BYTES: Final = 4 << 20
+"""… or nearer than this, but no more than a quarter of the limit: a huge page that does not fit is 2 MiB, and within a tick of
+1 ms usage may grow by 4 MiB, which is as fast as the sampler takes growth to be."""
+NEAR_TICKS: Final = 2
+"""… or so near that it was there within so many ticks, as it grew: who yields to its group may tick five times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How it ended.
+
+    Attributes:
+        how: "stopped": the sampler was stopped; "oom": by the OOM killer; "killed": the writer died by something else;
+            "restarted": the machine was started anew since; "running": a process uses the ring; "recorded": it is a finished
+            recording, which says nothing of an end; "unknown".
+        certainty: "certain", "almost certain", "likely" or "possible".
+        why: What that rests on.
+    """
+
+    how: How
+    certainty: Certainty
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What the last rows say. None = not known.
+
+    Attributes:
+        at_limit: Which limit usage was at in the end, in words; "" = it was far from all that there were.
+        reaching: Usage was to be there before the next rows, as fast as it grew.
+        hits: How often a limit was hit in the last second.
+        stalled: Threads were held for memory up to the end.
+        kills: OOM kills that were counted in the last second.
+        kills_before: The counter in the last row.
+        kills_now: The counter now.
+        node_kills: OOM kills on the whole machine in the last second.
+        rebooted: The machine was started anew since.
+    """
+
+    at_limit: str | None
+    reaching: bool
+    hits: int | None
+    stalled: bool | None
+    kills: int | None
+    kills_before: int | None
+    kills_now: int | None
+    node_kills: int | None
+    rebooted: bool | None
+
+
+def of_dead_writer(seen: Traces) -> Ending:
+    """How the writer of a ring died."""
+    return _by_count(seen) or _by_limit(seen) or _otherwise(seen)
+
+
+def _by_count(seen: Traces) -> Ending | None:
+    """By what the kernel counts, if that says something."""
+    since = None if seen.kills_now is None or seen.kills_before is None else seen.kills_now - seen.kills_before
+    if since is not None and since > 0:
+        counted = f"the kernel counts {_kills(since)} in the group since the last row"
+        return Ending("oom", "certain" if seen.at_limit else "almost certain", _texts(counted, _full(seen) or _far(seen)))
+    if seen.kills:
+        counted = f"the kernel counted {_kills(seen.kills)} in the group in the last second"
+        return Ending("oom", "almost certain" if seen.at_limit else "likely", _texts(counted, _full(seen) or _far(seen)))
+    if since == 0:
+        return _not_oom(
+            seen, "almost certain", "the kernel has counted no OOM kill in the group since the last row", _full(seen)
+        )
+    return None
+
+
+def _by_limit(seen: Traces) -> Ending | None:
+    """By how near the limit it was."""
+    if not seen.at_limit:
+        return None
+    hit = f"a limit was hit {seen.hits:,} times in the last second" if seen.hits else ""
+    stalled = "threads were held for memory up to the end" if seen.stalled else ""
+    sure = bool(hit or stalled or seen.reaching)
+    return Ending("oom", "likely" if sure else "possible", _texts(_full(seen), hit, stalled))
+
+
+def _otherwise(seen: Traces) -> Ending:
+    if seen.node_kills and not seen.rebooted:
+        counted = f"there were {_kills(seen.node_kills)} on the whole machine in the last second"
+        return Ending("oom", "possible", _texts(counted, _far(seen)))
+    if seen.at_limit is None and seen.rebooted:
+        return Ending("restarted", "possible", ("the machine was started anew since",))
+    if seen.at_limit is None:
+        return Ending("unknown", "possible", ("nothing tells how far usage was from a limit",))
+    return _not_oom(seen, "likely", _far(seen))
+
+
+def _not_oom(seen: Traces, certainty: Certainty, *why: str) -> Ending:
+    if seen.rebooted:
+        return Ending("restarted", "likely", _texts("the machine was started anew since", *why))
+    return Ending("killed", certainty, _texts(*why))
+
+
+def _kills(count: int) -> str:
+    return f"{count:,} OOM kill{'s' if count > 1 else ''}"
+
+
+def _full(seen: Traces) -> str:
+    if not seen.at_limit:
+        return ""
+    return f"usage was {'about to reach' if seen.reaching else 'at'} {seen.at_limit}"
+
+
+def _far(seen: Traces) -> str:
+    return "usage was far from every limit" if seen.at_limit == "" else ""
+
+
+def _texts(*texts: str) -> tuple[str, ...]:
+    return tuple(text for text in texts if text)
