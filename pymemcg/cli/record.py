@@ -3,39 +3,55 @@
 
 The rate is that of the usage channel near a limit. Far from every limit ticks slow down to 100 a second, and to less where
 they would otherwise dilute the group's PSI; --fixed-rate keeps the full rate. Ctrl-C ends early and keeps what there is.
+
+With --parquet the rows go into a data set of Parquet files instead, DIR/CHANNEL/host=HOST/date=DATE/…, which many hosts may
+share. A file is there when it is closed: when an hour is over, when it is large, and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pymemcg.cli import Terminated
 from pymemcg.cli._arguments import add_evidence, add_target, duration, rate
-from pymemcg.cli._text import aligned, has_rich, number, size, span
+from pymemcg.cli._progress import progress
+from pymemcg.cli._text import aligned, number, size, span
+from pymemcg.errors import SourceError
 from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pymemcg.recording import Recorder, Recording
     from pymemcg.sampler import Sampler
 
 HELP: Final = "record a group's samples into a file"
 
+
 _WRITE_S = 0.2  # the rings hold a minute: more often only makes Ctrl-C and the bar smoother
+
+
+class Writer(Protocol):
+    """What takes a sampler's rows: a file or a data set."""
+
+    def write(self) -> int:
+        """Take what has come; tells the rows of `usage` so far."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     add_target(parser)
-    parser.add_argument("--duration", type=duration, required=True, metavar="TIME", help="how long: 10s, 5m, 1h")
+    parser.add_argument(
+        "--duration",
+        type=duration,
+        metavar="TIME",
+        help="how long: 10s, 5m, 1h (with --parquet until Ctrl-C if it is not given)",
+    )
     parser.add_argument("--rate", type=rate(MAX_RATE_HZ), default=1000, metavar="HZ", help="ticks a second (default: 1000)")
     parser.add_argument(
         "--stat-rate",
@@ -48,22 +64,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fixed-rate", action="store_true", help="do not slow down far from the limit; dilutes a quiet group's PSI"
     )
     add_evidence(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the recording; replaced if it exists")
+    into = parser.add_mutually_exclusive_group(required=True)
+    into.add_argument("-o", "--output", metavar="FILE", help="the recording; replaced if it exists")
+    into.add_argument("--parquet", metavar="DIR", help="a data set of Parquet files; more are added to what it has")
+    parser.set_defaults(refuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Record."""
     from pymemcg.cli._live import sampler_of
-    from pymemcg.recording import Recorder
 
+    if args.duration is None and args.parquet is None:
+        args.refuse("the following arguments are required: --duration")
     options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate, "evidence": args.evidence}
     with sampler_of(args.target, **options) as sampler:
-        with _interrupts_kept() as asked, Recorder(sampler, args.output, args.duration) as recorder:
-            _record(recorder, args.duration, asked)
-        print("\n".join(_summary(sampler, recorder, args, interrupted=bool(asked))))
+        asked = _into_data_set(sampler, args) if args.parquet is not None else _into_file(sampler, args)
     if asked:
         raise asked[0]
     return 0
+
+
+def _into_file(sampler: Sampler, args: argparse.Namespace) -> list[KeyboardInterrupt]:
+    from pymemcg.recording import Recorder
+
+    with _interrupts_kept() as asked, Recorder(sampler, args.output, args.duration) as recorder:
+        _record(recorder, sampler, args.duration, asked)
+    print("\n".join(_summary(sampler, recorder, args, interrupted=bool(asked))))
+    return asked
+
+
+def _into_data_set(sampler: Sampler, args: argparse.Namespace) -> list[KeyboardInterrupt]:
+    from pymemcg.export.dataset import DataSet
+
+    with _interrupts_kept() as asked, DataSet(sampler, args.parquet) as written:
+        _record(written, sampler, math.inf if args.duration is None else args.duration, asked)
+    early = " (ended early)" if asked and args.duration is not None else ""
+    print(f"{number(written.files)} files{early} in {args.parquet}, {size(written.size_bytes)}; their names have {written.run}")
+    print(aligned((name, f"{number(rows)} rows") for name, rows in written.rows.items()) if written.rows else "no rows")
+    print("\n".join(_told(sampler, written.lost)))
+    if sampler.usage.closed:
+        raise SourceError(f"no longer sampled: {sampler.usage.closed}", path=args.target)
+    return asked
 
 
 @contextmanager
@@ -85,41 +126,17 @@ def _interrupts_kept() -> Iterator[list[KeyboardInterrupt]]:
             signal.signal(which, handler)
 
 
-def _record(recorder: Recorder, seconds: float, asked_to_end: list[KeyboardInterrupt]) -> None:
+def _record(written: Writer, sampler: Sampler, seconds: float, asked_to_end: list[KeyboardInterrupt]) -> None:
     begun = time.monotonic()
-    with _progress(seconds) as tell:
+    plain = "{done:5.1f} s, {says}" if math.isinf(seconds) else f"{{done:5.1f}} of {seconds:g} s, {{says}}"
+    with progress("recording", None if math.isinf(seconds) else seconds, plain) as tell:
         while not asked_to_end:
             left = begun + seconds - time.monotonic()
             time.sleep(min(_WRITE_S, max(0.0, left)))
-            rows = recorder.write()
-            tell(min(time.monotonic() - begun, seconds), rows)
-            if left <= _WRITE_S:
+            rows = written.write()
+            tell(min(time.monotonic() - begun, seconds), f"{number(rows)} rows")
+            if left <= _WRITE_S or (math.isinf(seconds) and sampler.usage.closed):
                 return
-
-
-# ---- Progress, on stderr -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(seconds: float) -> Iterator[Callable[[float, int], None]]:
-    """A function that is told the seconds and rows so far."""
-    if not sys.stderr.isatty():
-        yield lambda _seconds, _rows: None
-    elif has_rich():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("recording"), BarColumn(), TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=seconds, rows="0")
-            yield lambda done, rows: progress.update(task, completed=done, rows=number(rows))
-    else:
-        try:
-            yield lambda done, rows: print(
-                f"\r{done:5.1f} of {seconds:g} s, {number(rows)} rows", end="", file=sys.stderr, flush=True
-            )
-        finally:
-            print(file=sys.stderr)
 
 
 # ---- Summary, on stdout --------------------------------------------------------------------------------------------
@@ -145,10 +162,14 @@ def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, 
             f"usage has {number(rows)} rows where the full rate gives {number(full)}: ticks slow down far from the limit, "
             "and in a quiet group (--fixed-rate keeps them up)"
         )
-    if recorder.lost:
-        yield f"lost: {number(recorder.lost)} rows, which were overwritten before they were written out"
     if recorder.cut:
         yield f"cut: {number(recorder.cut)} rows, for which the file had no room"
+    yield from _told(sampler, recorder.lost)
+
+
+def _told(sampler: Sampler, lost: int) -> Iterator[str]:
+    if lost:
+        yield f"lost: {number(lost)} rows, which were overwritten before they were written out"
     for name, reason in sampler.absent.items():
         yield f"absent: {name}: {reason}"
     evidence = sampler.evidence

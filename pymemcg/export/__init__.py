@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from pymemcg.errors import MemcgError
 from pymemcg.export._part import Part, unwritten
@@ -16,6 +16,7 @@ from pymemcg.export._part import Part, unwritten
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pymemcg.export.arrow import Table
     from pymemcg.recording import Recording
 
     Told = Callable[[int], object]
@@ -43,23 +44,27 @@ def nothing_told(_rows: int) -> None:
     """For who does not want to know how far it is."""
 
 
-def write_table(recording: Recording, channel: str, to: str, sink: IO[bytes], tell: Told = nothing_told) -> int:
-    """Write one channel as one table, in chunks of 2^18 rows: memory stays the same however many there are.
+def write_one(recording: Recording, to: str, sink: IO[bytes], *, channel: str | None, tell: Told = nothing_told) -> int:
+    """Write a trace, or one channel as one table, in chunks of 2^18 rows: memory stays the same however many there are.
 
     Args:
         recording: What to export.
-        channel: One that was recorded.
-        to: "parquet", "arrow" (an IPC file) or "csv".
+        to: "parquet", "arrow" (an IPC file), "csv" or "perfetto".
         sink: Where to; it needs not be able to seek.
+        channel: One that was recorded; None for a trace.
         tell: Called with the rows of each chunk that was written.
 
     Returns:
-        Rows.
+        Rows; of a trace, its events.
 
     Raises:
         MemcgError: There is no such channel in it.
-        NotSupported: pyarrow is not installed.
+        NotSupported: The library for this format is not installed.
     """
+    if to == "perfetto":
+        from pymemcg.export import perfetto
+
+        return perfetto.write(recording, sink, tell)
     from pymemcg.export import arrow
 
     tables = arrow.tables(recording)
@@ -68,7 +73,7 @@ def write_table(recording: Recording, channel: str, to: str, sink: IO[bytes], te
     return _write(tables[channel], to, sink, tell=tell)
 
 
-def _write(table: Any, to: str, sink: IO[bytes], *, tell: Told) -> int:
+def _write(table: Table, to: str, sink: IO[bytes], *, tell: Told) -> int:
     rows = 0
     with import_module(f"{__name__}.{to}").writer(sink, table.schema) as writer:
         for batch in table.batches():
@@ -99,7 +104,8 @@ def export(
         if to == "perfetto" or channel is not None:
             part = Part(place)
             stack.callback(part.drop)
-            return [_one(recording, to, part, channel, tell)]
+            rows = _into(part, partial(write_one, recording, to, channel=channel, tell=tell))
+            return [Written(part.path, rows, part.keep())]
         from pymemcg.export import arrow
 
         tables = arrow.tables(recording)
@@ -107,20 +113,8 @@ def export(
         parts = {name: Part(os.path.join(place, f"{name}{SUFFIXES[to]}")) for name in tables}
         for part in parts.values():
             stack.callback(part.drop)
-        rows = {name: _into(part, partial(_write, tables[name], to, tell=tell)) for name, part in parts.items()}
-        return [Written(part.path, rows[name], part.keep()) for name, part in parts.items()]
-
-
-def _one(recording: Recording, to: str, part: Part, channel: str | None, tell: Told) -> Written:
-    def write(sink: IO[bytes]) -> int:
-        if channel is None:
-            from pymemcg.export import perfetto
-
-            return perfetto.write(recording, sink, tell)
-        return write_table(recording, channel, to, sink, tell)
-
-    rows = _into(part, write)
-    return Written(part.path, rows, part.keep())
+        many = {name: _into(part, partial(_write, tables[name], to, tell=tell)) for name, part in parts.items()}
+        return [Written(part.path, many[name], part.keep()) for name, part in parts.items()]
 
 
 def _into(part: Part, write: Callable[[IO[bytes]], int]) -> int:

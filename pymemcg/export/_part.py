@@ -27,6 +27,8 @@ class Part:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        if os.path.lexists(self.path) and not os.path.isfile(self.path):  # /dev/null would be one afterwards
+            raise MemcgError("is there already, and no file", path=self.path)
         folder, name = os.path.split(self.path)
         self._part = os.path.join(folder, f".{name}.{os.getpid()}.unfinished")
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A recording as a trace for Perfetto (ui.perfetto.dev): counters, reclaim and spans by thread, and stalls, on one time line.
 
-The trace is protobuf, encoded by the `perfetto` library packet by packet, so memory stays the same however long it is. Times are
-CLOCK_MONOTONIC; clock snapshots tell CLOCK_REALTIME beside it.
+The trace is protobuf, encoded by the `perfetto` library packet by packet, so memory stays the same however long it is. Times
+are CLOCK_MONOTONIC; clock snapshots tell CLOCK_REALTIME beside it.
 """
 
 from __future__ import annotations
