@@ -38,6 +38,8 @@ _OPTIONAL: Final = {
     "limits": frozenset({"high_bytes"}),
 }
 """Columns that may be lost; without one of the others the rows of a channel mean nothing."""
+_NAMED: Final = 4
+"""Columns that a note names: there may be a hundred."""
 _CLOCK_SLACK_NS: Final = 86_400 * 10**9
 """Rows that are later by a day than now, or than the file's own time, are nonsense; nobody sets a clock back by so much."""
 
@@ -213,12 +215,12 @@ class Remains:
         inside = {column: offset for column, offset in table.offsets.items() if offset + need <= self._size or first == end}
         if len(inside) < len(table.offsets):
             cut = [column for column in table.offsets if column not in inside]
-            self._note(name, f"the file ends before {len(cut)} of its {len(table.offsets)} columns do: {', '.join(cut)}")
+            self._note(name, f"the file ends before {len(cut)} of its {len(table.offsets)} columns do: {_some(cut)}")
         known = set(schema.CHANNELS.get(name, inside))
         times = {"t_ns"} if "t_ns" in known else {"start_ns", "end_ns"}
         lacking = (known - _OPTIONAL.get(name, frozenset()) if self._is_short(name, inside) else known & times) - set(inside)
         if lacking:
-            self._note(name, f"nothing of it can be read without {', '.join(sorted(lacking))}")
+            self._note(name, f"nothing of it can be read without {_some(sorted(lacking))}")
             del self.tables[name]
             return
         units = {column: table.units[column] for column in inside}
@@ -353,6 +355,10 @@ def running_boot_id() -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _name(field: Any) -> str | None:
