@@ -2,7 +2,7 @@
 """Say what happened before a sampled process ended, from its ring file alone.
 
 How it ended and how sure that is, usage against every limit, growth, stalls and hits, and the last second. FILE is a ring file
-(`Sampler(ring_file=…)`), one that was kept of an earlier life (`.1`), or a recording. Where it is damaged that is told, and what
+(`Sampler(ring_file=…)`), one kept of an earlier life (`.1`), or a recording. Where it is damaged that is told, and what
 can be read is used.
 """
 
