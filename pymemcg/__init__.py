@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pymemcg._version import __version__
+from pymemcg.attaching import Attached, attach
 from pymemcg.cgroup import Level, Target, resolve
 from pymemcg.channel import Channel, Window
 from pymemcg.errors import MemcgError, NotSupported, RecordingError, SourceError, TargetError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASGIMiddleware",
+    "Attached",
     "Channel",
     "Detector",
     "Level",
@@ -36,6 +38,7 @@ __all__ = [
     "WSGIMiddleware",
     "Window",
     "__version__",
+    "attach",
     "open",
     "resolve",
     "stalls",

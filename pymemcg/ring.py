@@ -179,8 +179,13 @@ class Ring:
 
         Where the ring is copied to a disk many rows are written at once, and up to which is said before.
         """
-        begun = self._channels[table.index].begun
-        return max(0, max(self.head(table), begun) - table.capacity + 1)  # type: ignore[no-any-return]
+        head = self.head(table)  # first: what is read after it is not older than the rows that were read before it
+        return max(0, max(head, self._channels[table.index].begun) - table.capacity + 1)  # type: ignore[no-any-return]
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a sampler's ring copied to a disk."""
+        return any(self._channels[table.index].begun for table in self.tables.values())
 
     def closed(self, table: Table) -> tuple[int, int] | None:
         """When (ns) and with which errno a channel was closed, or None."""

@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from pymemcg._ffi import check_ring, ffi, lib
@@ -29,6 +30,8 @@ KEPT: Final = 3
 """Rings of earlier lives: PATH.1 is the last one's."""
 PERIOD_NS: Final = 100_000_000
 """Of the copies on a disk."""
+_PATIENCE_S: Final = 1.0
+"""Who reads a ring file asks for a moment whether anybody uses it, and a sampler that is killed is gone a little later."""
 _MAGIC: Final = b"PYMEMCG\0"
 _BLANK: Final = (b"", bytes(len(_MAGIC)))
 """What a file begins with that a machine lost its power over."""
@@ -168,7 +171,7 @@ def _with_lock(name: str, path: str, do: Callable[[str], None]) -> None:
         raise SourceError("cannot be created: what is there is a symbolic link", path=name, errno=error.errno) from error
     try:
         _check_ours(fd, name)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(fd)
         if is_at(name, fd):
             do(name)
     except BlockingIOError as error:
@@ -176,6 +179,17 @@ def _with_lock(name: str, path: str, do: Callable[[str], None]) -> None:
         raise SourceError("cannot be created: another sampler writes it", path=path, hint=hint, errno=errno.EBUSY) from error
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _check_ours(fd: int, name: str) -> None:
