@@ -216,6 +216,7 @@ def _memfd(create: Callable[[int], None]) -> int:
         raise SourceError(f"cannot be created: {error.strerror}", path="a memfd for the ring", errno=error.errno) from error
     try:
         create(fd)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for who comes by it through /proc
     except BaseException:
         os.close(fd)
         raise

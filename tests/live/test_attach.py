@@ -19,7 +19,11 @@ from pymemcg import RecordingError, Sampler, TargetError, attach
 pytestmark = pytest.mark.live
 
 # Who becomes another user cannot be looked at by that one, until it says so; nor read Python's library, perhaps.
-NOBODY = "import ctypes, logging, numpy, pymemcg; os.setgroups([]); os.setgid(65534); os.setuid(65534); ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)"
+NOBODY = """
+import ctypes, logging, numpy, pymemcg
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+"""
 
 
 @pytest.fixture
