@@ -14,7 +14,7 @@ from pymemcg._ffi import ffi
 from pymemcg._spanlog import SpanChannel
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel, Channels
-from pymemcg.errors import NotStarted, NotSupported
+from pymemcg.errors import MemcgError, NotStarted, NotSupported
 from pymemcg.plan import make_plan
 from pymemcg.running import Running
 from pymemcg.spans import Marked
@@ -136,7 +136,29 @@ class Sampler(Watched, Marked, Channels):
             self._running.await_first_row()
             self._check_evidence()
             self._watcher.begin()
+            previous = self._running.previous()
+        if previous is not None:
+            self._tell_of(previous)
         return self
+
+    def _tell_of(self, previous: str) -> None:
+        """One line in the log on the life before this one: warns unless that one was stopped."""
+        import logging
+
+        from pymemcg.postmortem import postmortem, running_boot_id
+        from pymemcg.recording import open as open_recording
+
+        log = logging.getLogger("pymemcg")
+        try:
+            recording = open_recording(previous)
+            same = self._target is not None and recording.info.get("target", {}).get("directory") == self._target.directory
+            kills = self.usage.window(rows=1)["oom_kills"].tolist() if same and "oom_kills" in self.usage.names else []
+            told = postmortem(recording, oom_kills_now=max(kills, default=None), boot_id=running_boot_id())
+        except MemcgError as error:
+            log.warning("pymemcg: the previous life cannot be told of: %s", error)
+        else:
+            level = logging.INFO if told.ending.how == "stopped" else logging.WARNING
+            log.log(level, "pymemcg: the previous life: %s (%s)", told.line(), previous)
 
     def _check_evidence(self) -> None:
         """The process that samples may have other evidence than this one was asked for."""
