@@ -20,7 +20,7 @@ _WIDTH: Final = 800
 _HEIGHT: Final = 160
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; color: #222; background: #fff }
-h1 { font-size: 1.3em } h2 { font-size: 1.05em; margin-top: 2em }
+h1 { font-size: 1.3em; overflow-wrap: anywhere } h2 { font-size: 1.05em; margin-top: 2em }
 th { text-align: left; font-weight: 600; padding-right: 1.5em; vertical-align: top; white-space: nowrap }
 td { padding-right: 1.5em; white-space: pre-line; overflow-wrap: anywhere }
 .verdict { font-size: 1.1em; border-left: 4px solid #b3261e; padding-left: 1em }
