@@ -47,7 +47,10 @@ def html(recording: Recording) -> str:
     report.draw(plots)
     data = {"begin": begin, "end": end, "tracks": report.tracks, "palettes": PALETTES}
     folder = files("pymemcg.report")
-    scripts = [*bokeh.resources.Resources(mode="inline", components=["bokeh"]).js_raw, (folder / "report.js").read_text()]
+    scripts = [
+        *bokeh.resources.Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw,
+        (folder / "report.js").read_text(),
+    ]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (folder / "page.html").read_text()
     )

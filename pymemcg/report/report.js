@@ -3,7 +3,7 @@
 // either rows ("t" and numbers, ascending) or intervals ("left", "right", …, those that matter most first).
 "use strict";
 (() => {
-  const MOST_BARS = 3000;
+  const MOST_BARS = 2000; // of a colour: more are no clearer
   const byId = (id) => document.getElementById(id);
   const page = JSON.parse(byId("tracks").textContent);
   const unpacked = (column) =>
@@ -30,7 +30,7 @@
 
   // The rows in sight and one on each side; where they are more than the screen has columns, of each column the first row,
   // and for each name the least and the most.
-  function rowsIn({columns, stepped}, start, end, width) {
+  function rowsIn({columns}, start, end, width) {
     const t = columns.t;
     const first = Math.max(0, firstNotBefore(t, start) - 1), last = Math.min(t.length, firstNotBefore(t, end) + 2);
     const names = Object.keys(columns).filter((name) => name !== "t");
@@ -58,9 +58,13 @@
   }
 
   function intervalsIn({columns}, start, end) {
-    const chosen = [];
-    for (let i = 0; i < columns.left.length && chosen.length < MOST_BARS; i++) {
-      if (columns.right[i] >= start && columns.left[i] <= end) chosen.push(i);
+    const chosen = [], counts = {};
+    for (let i = 0; i < columns.left.length; i++) {
+      if (columns.right[i] < start || columns.left[i] > end) continue;
+      const count = (counts[columns.key[i]] ?? 0) + 1;
+      if (count > MOST_BARS) continue;
+      counts[columns.key[i]] = count;
+      chosen.push(i);
     }
     return chosen;
   }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -205,15 +204,13 @@ def lanes(key: Sequence[int], start_ns: Sequence[int], end_ns: Sequence[int], mo
         end_ns: Of each.
         most: Lanes a key.
     """
-    free: dict[int, list[tuple[int, int]]] = {}
+    ends: dict[int, list[int]] = {}
     chosen = []
     for name, start, end in zip(key, start_ns, end_ns, strict=True):
-        busy = free.setdefault(name, [])
-        if (busy and busy[0][0] <= start) or len(busy) == most:
-            lane = busy[0][1]
-            heapq.heapreplace(busy, (max(end, busy[0][0]), lane))
-        else:
-            lane = len(busy)
-            heapq.heappush(busy, (end, lane))
+        busy = ends.setdefault(name, [])
+        lane = next((i for i, until in enumerate(busy) if until <= start), len(busy))
+        if lane == most:
+            lane = busy.index(min(busy))
+        busy[lane : lane + 1] = [end]
         chosen.append(lane)
     return chosen

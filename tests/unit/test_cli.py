@@ -117,7 +117,7 @@ def test_only_the_command_that_is_asked_for_is_imported():
 
 def test_the_parser_knows_all_commands():
     for command in COMMANDS:
-        words = {"record": ["--duration", "1s", "-o", "x"]}.get(command, [])
+        words = {"record": ["--duration", "1s", "-o", "x"], "report": ["x", "-o", "y"]}.get(command, [])
         if command != "bench":
             assert callable(make_parser().parse_args([command, *words]).run)
 
