@@ -11,7 +11,7 @@
 
 #include "rings.h"
 
-enum { COLUMNS = 4, ROWS = 512, KILLS = 60 };
+enum { COLUMNS = 4, ROWS = 512, KILLS = 200 };
 static const uint64_t PERIOD_NS = 1000000;
 
 static const struct memcg_column_spec COLUMN[COLUMNS] = {{"c0", ""}, {"c1", ""}, {"c2", ""}, {"c3", ""}};
