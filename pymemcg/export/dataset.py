@@ -7,6 +7,7 @@ import json
 import os
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -256,5 +257,7 @@ class _Stream:
     def drop(self) -> None:
         """Remove the file, if it has no name yet."""
         if self._file is not None:
+            with suppress(OSError):  # there may be no room for what nobody will read
+                self._file.writer.close()
             self._file.part.drop()
             self._file = None

@@ -150,13 +150,11 @@ def to_recording(
     Holds one batch at a time. Thread-safe.
     """
     place = os.fspath(path)
-    readers = {name: pa.RecordBatchReader.from_stream(table) for name, table in tables.items()}
+    opened: dict[str, Any] = {}
     if provenance is None:
-        told = [reader.schema.metadata for reader in readers.values() if KEY in (reader.schema.metadata or {})]
-        provenance = _said(told[0] if told else None, place)
-        if "spans" in readers:  # of their texts its own table tells most
-            provenance = {**provenance, **_said(readers["spans"].schema.metadata or told[0], place)}
-    if unknown := sorted(set(readers) - set(provenance["channels"])):
+        opened = {name: pa.RecordBatchReader.from_stream(table) for name, table in tables.items()}
+        provenance = _said_by(opened, place)
+    if unknown := sorted(set(tables) - set(provenance["channels"])):
         raise RecordingError(f"tables {', '.join(unknown)} are of no channel of this recording", path=place)
     with ExitStack() as stack:
         try:
@@ -165,8 +163,8 @@ def to_recording(
                 name: _Spool(stack, folder, name, of["units"], provenance["info"])
                 for name, of in provenance["channels"].items()
             }
-            for name, reader in readers.items():
-                for batch in reader:
+            for name, table in tables.items():  # one after another: a connection of duckdb's has one result at a time
+                for batch in opened.get(name) or pa.RecordBatchReader.from_stream(table):
                     spools[name].add(batch)
             made = Part(place)
             stack.callback(made.drop)
@@ -175,6 +173,12 @@ def to_recording(
             raise unwritten(place, error) from error
         made.keep()
     return Recording(place)
+
+
+def _said_by(readers: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """What tables say of their recording; of the texts of spans their own says most."""
+    told = {name: reader.schema.metadata for name, reader in readers.items() if KEY in (reader.schema.metadata or {})}
+    return _said(told.get("spans") or next(iter(told.values()), None), path)
 
 
 class _Spool:
