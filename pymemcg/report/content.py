@@ -166,10 +166,10 @@ class Content:
         harmful = [stall for stall in longest if not stall.harmless][:STALLS_DRAWN]
         drawn = harmful + [stall for stall in longest if stall.harmless][:EPISODES_DRAWN]
         keys = [_lane(stall) for stall in drawn]
-        self._lanes = [name for name in (*CAUSES, "harmless") if name in keys]
+        self._lanes: list[str] = [name for name in (*CAUSES, "harmless") if name in keys]
         self.tracks["stalls"] = self._intervals(
             [(stall.start_ns, tracks.ended(stall)) for stall in drawn],
-            np.array([self._lanes.index(key) for key in keys], float),
+            np.array([self._lanes.index(key) for key in keys], np.float64),
             {"key": keys, "about": [tables.stall_says(stall) for stall in drawn]},
         )
 
@@ -201,7 +201,7 @@ class Content:
         base = np.concatenate([[0], np.cumsum(used)])
         self.tracks["spans"] = self._intervals(
             [(one.start_ns, one.end_ns) for one in spans],
-            np.array([base[names.index(one.name)] + lane_of[id(one)] for one in spans], float),
+            np.array([base[names.index(one.name)] + lane_of[id(one)] for one in spans], np.float64),
             {"key": ["hit" if one.harmed else "span" for one in spans], "about": [one.says() for one in spans]},
         )
         labels = [(name, float(base[i] + base[i + 1]) / 2) for i, name in enumerate(names)]

@@ -32,7 +32,7 @@
   // and for each name the least and the most.
   function rowsIn({columns}, start, end, width) {
     const t = columns.t;
-    const first = Math.max(0, firstNotBefore(t, start) - 1), last = Math.min(t.length, firstNotBefore(t, end) + 2);
+    const first = Math.max(0, firstNotBefore(t, start) - 1), last = Math.min(t.length, firstNotBefore(t, end) + 1);
     const names = Object.keys(columns).filter((name) => name !== "t");
     if (last - first <= 2 * width * names.length) return Array.from({length: Math.max(0, last - first)}, (_, i) => first + i);
     const chosen = [];
