@@ -15,7 +15,9 @@ NEAR_BYTES: Final = 4 << 20
 """… or nearer than this, but no more than a quarter of the limit: a huge page that does not fit is 2 MiB, and within a tick of
 1 ms usage may grow by 4 MiB, which is as fast as the sampler takes growth to be."""
 NEAR_TICKS: Final = 2
-"""… or so near that it was there within so many ticks, as it grew: who yields to its group may tick five times a second."""
+"""… or so near that it was there within so many ticks, as it grew: who yields to its group may tick five times a second …"""
+COPY_NS: Final = 200_000_000
+"""… or within what the copy of a ring on a disk may lack, which is made ten times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Traces:
     """What the last rows say. None = not known.
 
     Attributes:
-        at_limit: Which limit usage was at in the end, in words; "" = it was far from all that there were.
+        at_limit: At which limit usage was in the end, in words; "" = it was far from all that there were.
         reaching: Usage was to be there before the next rows, as fast as it grew.
         hits: How often a limit was hit in the last second.
         stalled: Threads were held for memory up to the end.
@@ -89,8 +91,9 @@ def _by_limit(seen: Traces) -> Ending | None:
         return None
     hit = f"a limit was hit {seen.hits:,} times in the last second" if seen.hits else ""
     stalled = "threads were held for memory up to the end" if seen.stalled else ""
-    sure = bool(hit or stalled or seen.reaching)
-    return Ending("oom", "likely" if sure else "possible", _texts(_full(seen), hit, stalled))
+    reaching = "it grew so fast that the next rows would have been at it" if seen.reaching else ""
+    sure = bool(hit or stalled or reaching)
+    return Ending("oom", "likely" if sure else "possible", _texts(_full(seen), hit, stalled, reaching))
 
 
 def _otherwise(seen: Traces) -> Ending:
@@ -115,9 +118,7 @@ def _kills(count: int) -> str:
 
 
 def _full(seen: Traces) -> str:
-    if not seen.at_limit:
-        return ""
-    return f"usage was {'about to reach' if seen.reaching else 'at'} {seen.at_limit}"
+    return f"usage was {seen.at_limit}" if seen.at_limit else ""
 
 
 def _far(seen: Traces) -> str:

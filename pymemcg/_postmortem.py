@@ -22,7 +22,7 @@ class LimitUse:
         limit_bytes: The limit.
         usage_bytes: The level's last usage; of the groups above up to 0.1 s old.
         left_bytes: What was left to it.
-        near: Usage was at it (1/64 of it or 4 MiB was left at most), or would have been within two ticks, as it grew.
+        near: Usage was at it (1/64 of it or 4 MiB was left at most), or would have been before the next rows, as it grew.
     """
 
     level: int

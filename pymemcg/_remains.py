@@ -56,6 +56,7 @@ class Remains:
         info: What it says of itself; what of that is damaged is left out.
         tables: What can be read, by channel.
         is_ring: A sampler writes or wrote it: it is no finished recording.
+        is_copy: It was copied from the ring, row by row, by a thread of the sampler's.
         live: A process uses it now. Then all is of one moment, and copied.
 
     Raises:
@@ -80,6 +81,7 @@ class Remains:
         self.info = self._checked_info()
         self.tables: dict[str, Table] = {}
         self._read_tables()
+        self.is_copy = self.is_ring and any(self._word(table, "begun") for table in self.tables.values())
         heads = {name: self._word(table, "head") for name, table in self.tables.items()}
         if self.live:  # what is overwritten while it is copied is told by what the heads are after it
             self._data = bytes(mapped)

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._ending import NEAR_BYTES, NEAR_SHARE, NEAR_TICKS, Ending, Traces, of_dead_writer
+from pymemcg._ending import COPY_NS, NEAR_BYTES, NEAR_SHARE, NEAR_TICKS, Ending, Traces, of_dead_writer
 from pymemcg._ffi import NONE, text
 from pymemcg._postmortem import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
 from pymemcg._remains import running_boot_id
@@ -112,7 +112,7 @@ class _Examination:
 
     def _ending(self, limits: tuple[LimitUse, ...], nearest: LimitUse | None, last: tuple[Stall, ...]) -> Ending:
         recording = self._recording
-        if recording.live:
+        if recording.live and self._state.writer_pid:
             return Ending("running", "certain", ("a process uses the ring",))
         if not recording.is_ring:
             return Ending("recorded", "certain", ("it is a recording, not a sampler's ring",))
@@ -127,7 +127,7 @@ class _Examination:
         ends = [stall.end_ns is None or stall.end_ns > self._end - JUST_NS for stall in last]
         seen = Traces(
             at_limit=self._at(limits, nearest),
-            reaching=bool(nearest and nearest.near and not _is_at(nearest.limit_bytes, nearest.left_bytes or 0)),
+            reaching=nearest is not None and nearest.level == 0 and 0 < self._soon >= (nearest.left_bytes or 0),
             hits=sum(hit for hit in hits if hit is not None) if any(hit is not None for hit in hits) else None,
             stalled=any(ends) or (self._held_ns() or 0) >= HARM_NS,
             kills=_risen(self._second, "oom_kills"),
@@ -144,7 +144,8 @@ class _Examination:
             return "" if looked and not limits else None
         if not nearest.near:
             return ""
-        return f"the limit of {nearest.name or 'the group' if nearest.level == 0 else nearest.name or 'a group above'}"
+        at = "at" if _is_at(nearest.limit_bytes, nearest.left_bytes or 0) else "about to reach"
+        return f"{at} the limit of {nearest.name or ('the group' if nearest.level == 0 else 'a group above')}"
 
     def _hits_above(self, nearest: LimitUse | None) -> int | None:
         """Hits of a limit above in the last second."""
@@ -185,14 +186,15 @@ class _Examination:
 
     @cached_property
     def _soon(self) -> float:
-        """By how much usage would have grown within the next ticks: as before the last one, or as in the last second."""
+        """By how much usage would have grown before the next rows: as before the last one, or as in the last second."""
         rows = self._recording.usage.window(rows=2)
         if len(rows) < 2 or "usage_bytes" not in rows or NONE in rows["usage_bytes"]:
             return 0.0
         apart = int(rows["t_ns"][1]) - int(rows["t_ns"][0])
         slope = (int(rows["usage_bytes"][1]) - int(rows["usage_bytes"][0])) / apart if apart else 0.0
         slope = max(slope, (self._growth(1, None).bytes_per_s or 0.0) / SECOND_NS)
-        return NEAR_TICKS * slope * min(max(apart, int(self._state.period_ns)), SECOND_NS)
+        ticks_ns = NEAR_TICKS * min(max(apart, int(self._state.period_ns)), SECOND_NS)
+        return max(0.0, slope) * max(ticks_ns, COPY_NS if self._recording.is_copy else 0)
 
     def _names(self) -> dict[int, str]:
         """Level to its path: those that have a usage are sampled."""

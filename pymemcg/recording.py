@@ -45,6 +45,7 @@ class Recording(Channels):
         info: What it says of itself: target, kernel, host, what was absent and why.
         header: A copy of the file's header, as docs/file-format.md has it; its `state` tells of the sampler.
         is_ring: It is a sampler's ring, not a finished recording.
+        is_copy: It is a ring's copy on a disk, which is made ten times a second.
         live: It is a ring that a process used when it was opened.
 
     Raises:
@@ -68,7 +69,7 @@ class Recording(Channels):
             os.close(fd)
         self.info: dict[str, Any] = ring.info
         self.header: Any = ring.header
-        self.is_ring, self.live = ring.is_ring, ring.live
+        self.is_ring, self.is_copy, self.live = ring.is_ring, ring.is_copy, ring.live
         for name in schema.CHANNELS:
             setattr(self, name, Channel(name, ring, ring.tables.get(name), live=False))
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of real ends: of a service that the OOM killer ended with its sampler in it, of SIGKILL, and of a clean stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import facts
+import outside
+import pytest
+from actor import MIB, until
+
+import pymemcg
+from pymemcg.cli import main
+from pymemcg.postmortem import postmortem, running_boot_id
+
+pytestmark = pytest.mark.live
+
+LIMIT = 96 * MIB
+# A service that answers, and leaks; what it leaks can be freed by nothing but a kill. Huge pages would leak 2 MiB at once.
+SERVE = """
+import mmap
+held = mmap.mmap(-1, 1 << 28)
+try: held.madvise(mmap.MADV_NOHUGEPAGE)
+except OSError: pass
+for at in range(0, 1 << 28, 4096):
+    held[at] = 1
+    if at % (1 << 18) == 0:
+        with s.span("leak"): time.sleep(0.002)
+"""
+
+
+def kernels_count(directory: str) -> int | None:
+    for name in ("memory.events", "memory.oom_control"):
+        if os.path.exists(f"{directory}/{name}"):
+            counts = dict(line.split() for line in Path(directory, name).read_text().splitlines())
+            return int(counts["oom_kill"]) if "oom_kill" in counts else None
+    return None
+
+
+@pytest.fixture
+def group(make_group):
+    group = make_group("postmortem", limit_bytes=LIMIT)
+    for name in ("memory.swap.max", "memory.swappiness"):
+        if os.path.exists(f"{group.directory}/{name}"):
+            outside.write(group, name, "0")
+    return group
+
+
+@pytest.fixture(params=["tmpfs", "disk"])
+def ring_file(request, tmp_path):
+    """Where a ring may be: on a tmpfs it is the file itself, on a disk it is copied there ten times a second."""
+    if request.param == "disk":
+        yield request.getfixturevalue("scratch") / "app.ring"
+        return
+    path = Path(f"/dev/shm/pymemcg-test-{os.getpid()}.ring")
+    yield path
+    for left in path.parent.glob(f"{path.name}*"):
+        left.unlink()
+
+
+@pytest.fixture
+def service(group, make_actor, ring_file):
+    """A process in the group that samples into the file."""
+    actor = make_actor(group)
+    actor.do(f"from pymemcg import Sampler; s = Sampler({group.spec!r}, ring_file={str(ring_file)!r}).start()")
+    assert actor.do("s.role") == "sampling"
+    return actor
+
+
+def test_the_oom_killer(service, group, ring_file, capsys):
+    """The ring names the cause, how fast usage grew, and the last second; and the kernel's count makes it certain."""
+    time.sleep(1)
+    begun = time.monotonic()
+    service.send(SERVE)
+    assert service.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
+    lasted = time.monotonic() - begun
+    recording = pymemcg.open(ring_file)
+    told = postmortem(recording, boot_id=running_boot_id())
+    assert told.ending.how == "oom"
+    assert told.ending.certainty in ("likely", "almost certain")
+    assert told.nearest.limit_bytes == LIMIT
+    assert told.nearest.level == 0
+    assert told.peak_bytes > 0.8 * LIMIT
+    growth = told.growth[0].bytes_per_s
+    assert growth > 0.2 * LIMIT / max(lasted, 1), "it grew from a fraction of the limit to all of it meanwhile"
+    seen = [step.usage_bytes for step in told.steps if step.usage_bytes is not None]
+    assert seen[-1] >= seen[0]
+    assert told.missing == {}
+    if (kills := kernels_count(group.directory)) is not None:
+        certain = postmortem(recording, oom_kills_now=kills)
+        assert (certain.ending.how, certain.ending.certainty) == ("oom", "certain")
+        assert f"last usage {told.nearest.usage_bytes / MIB:.1f} MiB of 96.0 MiB" in certain.line()
+    assert main(["postmortem", "--json", str(ring_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["ending"]["how"] == "oom"
+    assert main(["postmortem", str(ring_file)]) == 0
+    assert "the OOM killer ended it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sigkill_far_from_the_limit(service, group, ring_file):
+    time.sleep(1)
+    service.kill()
+    told = postmortem(pymemcg.open(ring_file), oom_kills_now=kernels_count(group.directory), boot_id=running_boot_id())
+    assert told.ending.how == "killed"
+    assert told.ending.certainty == ("likely" if kernels_count(group.directory) is None else "almost certain")
+    assert not told.nearest.near
+    assert told.writer_pid == service.pid
+    assert told.limit_hits in (0, None)
+
+
+def test_a_clean_stop(service, ring_file):
+    service.do("s.stop()")
+    told = postmortem(pymemcg.open(ring_file))
+    assert (told.ending.how, told.ending.certainty) == ("stopped", "certain")
+    assert service.end() == 0
+
+
+def test_while_it_runs(service, ring_file):
+    until(lambda: ring_file.exists() and pymemcg.open(ring_file).usage.head > 2)
+    recording = pymemcg.open(ring_file)
+    assert recording.live
+    assert postmortem(recording).ending.how == "running"
+    rows = recording.usage.window()["t_ns"]
+    until(lambda: pymemcg.open(ring_file).usage.head > recording.usage.head)
+    assert recording.usage.window()["t_ns"].tolist() == rows.tolist()
