@@ -57,8 +57,8 @@ def line(told: Postmortem) -> str:
     else:
         known = "" if stalls.stall_ns is None else f", {span(stalls.stall_ns)} in all, the worst {span(stalls.worst_ns)}"
         causes = ", ".join(f"{cause} {number(count)}" for cause, count in sorted(stalls.causes.items()))
-        lately = f", {number(len(told.last_stalls))} of them in the last second" if told.last_stalls else ""
-        parts.append(f"{number(stalls.count)} stalls ({causes}){known}{lately}")
+        lately = f"; {number(len(told.last_stalls))} in the last second" if told.last_stalls else ""
+        parts.append(f"{number(stalls.count)} stall{'s' if stalls.count > 1 else ''} ({causes}){known}{lately}")
     if told.missing:
         parts.append(f"damaged: {', '.join(told.missing)}")
     return "; ".join(part for part in parts if part)
@@ -69,9 +69,9 @@ def _how(told: Postmortem) -> str:
     adverb = _ADVERB[told.ending.certainty]
     return {
         "stopped": "stopped in order",
-        "oom": f"{who} was killed, {adverb} by the OOM killer ({told.ending.certainty})",
-        "killed": f"{who} died, {adverb} not by the OOM killer ({told.ending.certainty})",
-        "restarted": f"{who} ended, {adverb} with the machine ({told.ending.certainty})",
+        "oom": f"{who} was killed, {adverb} by the OOM killer",
+        "killed": f"{who} died, {adverb} not by the OOM killer",
+        "restarted": f"{who} ended, {adverb} with the machine",
         "running": "still running",
         "recorded": "a recording",
         "unknown": f"{who} died, nobody knows of what",

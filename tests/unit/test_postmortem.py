@@ -263,9 +263,9 @@ class TestLine:
         rows = usage(np.append(np.full(9_000, 20.0), np.linspace(20, 63.9, 1000)), hits=[9_960])
         held = rowwriter.held((9_960, 20, 6))
         line = postmortem(ring({"usage": rows, "limits": LIMIT, "reclaim": held}), oom_kills_now=1).line()
-        assert line.startswith("pid 4711 was killed, certainly by the OOM killer (certain): last usage 63.9 MiB of 64.0 MiB; ")
+        assert line.startswith("pid 4711 was killed, certainly by the OOM killer: last usage 63.9 MiB of 64.0 MiB; ")
         assert "growth +43.9 MiB/s in 1 s, " in line
-        assert "1 stalls (limit 1), 20.0 ms in all, the worst 20.0 ms, 1 of them in the last second" in line
+        assert "1 stall (limit 1), 20.0 ms in all, the worst 20.0 ms; 1 in the last second" in line
         assert "\n" not in line
 
     def test_of_a_clean_stop(self, ring):
