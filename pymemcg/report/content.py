@@ -12,7 +12,7 @@ import numpy as np
 from pymemcg import schema
 from pymemcg._hit import Hit, Summary, duration
 from pymemcg._stall import CAUSES
-from pymemcg.cli._text import number, span
+from pymemcg.cli._text import number, size, span
 from pymemcg.errors import RecordingError
 from pymemcg.report import tables, tracks
 
@@ -36,8 +36,27 @@ _LANES: Final = 4
 """For spans of one name at the same time."""
 _BETWEEN: Final = 0.1
 """Of a lane, above its bars and below them."""
+_NEAR: Final = 2
+"""Limits of ancestors above so many times what was used are out of sight at first, and told in the legend."""
 _HARM_NS: Final = 1_000_000
 """What a span must have lost to stand out, as in `Summary`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A line of a limit.
+
+    Attributes:
+        track: Its name; the column is `mib`.
+        label: In the legend.
+        own: It is the group's own.
+        in_sight: The plot shows it without being asked to.
+    """
+
+    track: str
+    label: str
+    own: bool
+    in_sight: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,7 @@ class Content:
         if "usage" in self.tracks:
             labels = {"usage": "usage", "working_set": "working set"}
             plots.lines(
-                "usage", "Usage against limits", self._labels("usage", labels), unit="MiB", steps=False, extra=self._limits()
+                "usage", "Usage against limits", self._labels("usage", labels), unit="MiB", steps=False, limits=self._limits()
             )
         self._draw_stalls(plots)
         self._draw_spans(plots)
@@ -146,19 +165,22 @@ class Content:
         whole = self.clock.ms(thinned.whole_ns).tolist()
         return {"columns": {name: _packed(of) for name, of in columns.items()}, "block": thinned.block, "whole": whole}
 
-    def _limits(self) -> dict[str, tuple[str, str]]:
-        """Tracks of limits, and what the legend calls each of them, and its colour's name."""
-        extra = {}
+    def _limits(self) -> list[Limit]:
+        """Lines of limits, with a track each."""
+        made = []
         for steps in tracks.limits(self._recording):
             track = f"{steps.kind}-{steps.level}"
             t_ns = np.append(np.maximum(steps.t_ns, self.begin_ns), self.end_ns)
-            mib = np.append(steps.mib, steps.mib[-1])
-            columns = {"t": _packed(self.clock.ms(t_ns)), "mib": _packed(mib)}
+            columns = {"t": _packed(self.clock.ms(t_ns)), "mib": _packed(np.append(steps.mib, steps.mib[-1]))}
             self.tracks[track] = {"columns": columns, "block": 1, "whole": []}
-            kind = "limit" if steps.kind == "limit" else "memory.high"
-            whose = "" if steps.level == 0 else f" of …/{steps.name.rstrip('/').rpartition('/')[2]}" if steps.level else ""
-            extra[track] = (f"{kind}{whose}", "own_limit" if steps.level == 0 and kind == "limit" else "other_limit")
-        return extra
+            made.append(Limit(track, _limit_says(steps), own=steps.level == 0, in_sight=self._is_near(steps)))
+        return made
+
+    def _is_near(self, steps: tracks.Steps) -> bool:
+        """Whether usage can still be seen beside it: an ancestor may have a thousand times as much."""
+        used = self._thinned["usage"].columns["usage"]
+        most = np.nanmax(used) if np.isfinite(used).any() else 0.0
+        return steps.level == 0 or bool(np.nanmax(steps.mib) <= _NEAR * most)
 
     def _add_stalls(self) -> None:
         """Those that matter most first: those that harmed, by how long somebody was held."""
@@ -219,6 +241,14 @@ class Content:
             if name in names and (name, start, end) not in known:
                 others.append(_Drawn(name, start, end))
         return hits + sorted(others, key=lambda one: one.start_ns - one.end_ns)
+
+
+def _limit_says(steps: tracks.Steps) -> str:
+    """What the legend calls it: kind, whose it is, and what it was at the end."""
+    kind = "limit" if steps.kind == "limit" else "memory.high"
+    whose = f" of {steps.name.rstrip('/').rpartition('/')[2] or '/'}" if steps.level else ""
+    last = size(float(steps.mib[-1]) * tracks.MIB) if np.isfinite(steps.mib[-1]) else "none"
+    return f"{kind}{whose}: {last}"
 
 
 def _lane(stall: Stall) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from bokeh.models import GridPlot, Model
 
+    from pymemcg.report.content import Limit
+
 _LEFT: Final = 130
 """Pixels for the labels of all y axes, so that the plots' edges are one line."""
 _LABEL: Final = 20
@@ -138,7 +140,7 @@ class Plots:
         *,
         unit: str,
         steps: bool,
-        extra: Mapping[str, tuple[str, str]] | None = None,
+        limits: Sequence[Limit] | None = None,
     ) -> None:
         """A plot of a track of rows.
 
@@ -148,9 +150,9 @@ class Plots:
             columns: Of the track, and what the legend calls them; the first column's colour is named as it, and so on.
             unit: Of the y axis.
             steps: A value holds for the time up to its row, as a rate since the row before does; else rows are moments.
-            extra: More lines: their tracks, what the legend calls them, and their colours' names. Their column is `mib`.
+            limits: To be drawn as well.
         """
-        plot = self._figure(title, 260 if extra else 180)
+        plot = self._figure(title, 180 if limits is None else 260)
         plot.yaxis.axis_label, plot.yaxis.formatter = unit, NumeralTickFormatter(format=_NUMBER)
         self._bands(plot)
         source = self._source(track, ("t", *columns))
@@ -161,14 +163,14 @@ class Plots:
             drawn.append(plot.add_glyph(source, glyph))
             items.append(LegendItem(label=label, renderers=[drawn[-1]]))
         within = list(drawn)
-        for i, (other, (label, colour)) in enumerate((extra or {}).items()):
+        for limit in limits or ():
             glyph = Step(
-                x="t", y="mib", mode="after", line_width=2 if i == 0 else 1.5, line_dash="solid" if i == 0 else "dashed"
+                x="t", y="mib", mode="after", line_width=2 if limit.own else 1.5, line_dash="solid" if limit.own else "dashed"
             )
-            glyph.tags = [colour]
-            limit = plot.add_glyph(self._source(other, ("t", "mib")), glyph)
-            within += [limit] if i == 0 else []
-            items.append(LegendItem(label=plain(label), renderers=[limit]))
+            glyph.tags = ["own_limit" if limit.own else "other_limit"]
+            line = plot.add_glyph(self._source(limit.track, ("t", "mib")), glyph)
+            within += [line] if limit.in_sight else []
+            items.append(LegendItem(label=plain(limit.label), renderers=[line]))
         plot.y_range = DataRange1d(renderers=within, range_padding=0.08, only_visible=True)
         told = [("time", _TIME), *((label, f"@{name}{{{_NUMBER}}} {unit}") for name, label in columns.items())]
         plot.add_tools(_hover(drawn[:1], told, mode="vline"))

@@ -108,7 +108,7 @@ def figures(recording: Recording, usage: Thinned, stalls: Sequence[Stall], summa
 
 def _spans_say(summary: Summary) -> str:
     harmed, lost = sum(row.hits for row in summary), [row.lost_ns for row in summary]
-    known = "" if None in lost else f"; reclaim took {span(sum(ns or 0 for ns in lost))} from all of them"
+    known = "" if None in lost else f"; reclaim took {span(sum(ns or 0 for ns in lost))} in all"
     return f"{number(sum(row.count for row in summary))}, of which {number(harmed)} lost 1 ms or more{known}"
 
 
@@ -311,4 +311,4 @@ def provenance_table(recording: Recording, told: Iterable[tuple[str, str]], cloc
         rows.append((_EVENTS.get(kind, f"event {kind}"), text))
     rows.append(("report by", f"pymemcg {__version__}"))
     note = "Times of day in tables follow the recorded clock, also where it was set; those of plots only its first reading."
-    return Table("Provenance", ("what ", ""), rows, note=note)
+    return Table("Provenance", ("what ", "value "), rows, note=note)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,15 @@ class Opened:
 
     def drawn(self) -> Opened:
         """When its plots are drawn."""
-        self.page.wait_for_function(DRAWN)
+        self.until(DRAWN)
         return self
+
+    def until(self, expression: str) -> None:
+        """Wait for it to be true. Playwright's own wait would have the page evaluate text, which its policy forbids."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < deadline, f"{expression}; {self.said}"
+            time.sleep(0.02)
 
     def show(self, start_ms: float, end_ms: float) -> None:
         """Choose what is in sight, and wait until the plots show it."""

@@ -168,13 +168,13 @@ def test_all_plots_zoom_and_move_together(stalled, opened):
     page.page.evaluate("scrollTo(0, 0)")
     page.page.keyboard.down("Control")
     page.page.mouse.wheel(0, -200)
-    page.page.wait_for_function("(was) => Bokeh.documents[0].get_model_by_name('time').start > was", arg=whole[0])
+    page.until(f"Bokeh.documents[0].get_model_by_name('time').start > {whole[0]}")
     page.page.keyboard.up("Control")
     start, end = page.time()
     page.page.mouse.down()
     page.page.mouse.move(plot["x"] + plot["width"] / 2 + 100, plot["y"] + plot["height"] / 2, steps=5)
     page.page.mouse.up()
-    page.page.wait_for_function("(was) => Bokeh.documents[0].get_model_by_name('time').start < was", arg=start)
+    page.until(f"Bokeh.documents[0].get_model_by_name('time').start < {start}")
     moved = page.time()
     assert moved[1] - moved[0] == pytest.approx(end - start)
     axes = page.page.evaluate("Bokeh.documents[0].roots()[0].children.map(([plot]) => plot.x_range.id)")
@@ -234,6 +234,12 @@ def test_text_from_outside_does_nothing(tmp_path, opened):
     assert page.page.locator("img").count() == 0
     assert page.page.title() == f"pymemcg: /{HOSTILE}"
     assert HOSTILE in page.page.inner_text("body")
+    assert (page.said, page.asked) == ([], [])
+
+
+def test_a_page_without_plots_is_one_of_tables(tmp_path, opened):
+    page = opened(write(tmp_path / "times.memcg", {"usage": {"t_ns": ticks(1)["t_ns"]}}, {})).drawn()
+    assert "Provenance" in page.page.inner_text("body")
     assert (page.said, page.asked) == ([], [])
 
 
