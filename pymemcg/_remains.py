@@ -75,7 +75,10 @@ class Remains:
         self.header = self._read_header(fd)
         self.is_ring = self.header.state.writer_started_ns != 0
         self.live = self.is_ring and is_used(fd)
-        mapped = mmap.mmap(fd, self._size, access=mmap.ACCESS_READ)
+        try:
+            mapped = mmap.mmap(fd, self._size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # it was cut just now, or there is no room for it
+            raise RecordingError(f"cannot be mapped: {error}", path=path) from error
         self._data: mmap.mmap | bytes = mapped
         self._latest_ns = self._bound_ns(status.st_mtime_ns)
         self.info = self._checked_info()

@@ -58,7 +58,7 @@ class Recording(Channels):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
         except OSError as error:
             raise RecordingError(f"cannot be opened: {error.strerror}", path=self.path) from error
         try:

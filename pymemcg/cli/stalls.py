@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -75,6 +76,8 @@ def _of_recording(args: argparse.Namespace) -> None:
     from pymemcg.stalls import stalls
 
     recording = open_recording(args.source)
+    for name, why in recording.missing.items():
+        print(f"pymemcg: {recording.path} is damaged: {name}: {why}", file=sys.stderr)
     evidence: dict[str, str | None] = recording.info.get("evidence", {})
     if args.evidence != "auto" and evidence.get(args.evidence, "") is not None:
         why = evidence.get(args.evidence) or "the recording does not have it"

@@ -114,6 +114,19 @@ def test_what_is_damaged_is_told_and_the_rest_is_used(path, capsys):
     assert "Probably the OOM killer" in said
 
 
+def test_the_stalls_of_what_is_damaged_come_with_a_note(path, capsys):
+    assert main(["stalls", "--json", path]) == 0
+    whole = capsys.readouterr()
+    assert len(whole.out.splitlines()) == 1
+    assert whole.err == ""
+    with open(path, "r+b") as file:
+        file.truncate(os.fstat(file.fileno()).st_size - 65_536)
+    assert main(["stalls", "--json", path]) == 0
+    rest = capsys.readouterr()
+    assert {tuple(json.loads(line)["evidence"]) for line in rest.out.splitlines()} == {("counters",)}
+    assert "is damaged: reclaim: the file ends before 1 of its 7 columns" in rest.err
+
+
 @pytest.mark.parametrize("data", [b"", b"no ring at all" * 100, bytes(100_000)])
 def test_what_is_no_ring(data, tmp_path, capsys):
     (tmp_path / "file").write_bytes(data)

@@ -30,7 +30,7 @@ from pymemcg.postmortem import postmortem
 from pymemcg.recording import Recorder
 from pymemcg.ring import RECORDING_ALIGN, Ring
 
-TRIES = int(os.environ.get("PYMEMCG_FUZZ", "150"))
+TRIES = int(os.environ.get("PYMEMCG_FUZZ", "60"))
 MOST_SECONDS = 20
 """That one damaged file may take in all; a whole one takes a tenth of a second."""
 FUZZED = settings(

@@ -101,6 +101,17 @@ class TestEnding:
         ending = postmortem(ring({"usage": grown, "limits": LIMIT})).ending
         assert ending.how == "killed", "a tick of 1 ms later it would not have been there"
 
+    def test_a_copy_on_a_disk_lacks_the_last_moments(self, ring):
+        grown = usage(np.append(np.full(9_000, 20.0), np.linspace(20, 58, 1000)))
+        made = ring({"usage": grown, "limits": LIMIT})
+        assert postmortem(made).ending.how == "killed"
+        entry = ffi.typeof("struct memcg_channel_header")
+        at = made.header.channels_offset + made.usage.position * ffi.sizeof(entry) + ffi.offsetof(entry, "begun")
+        with open(made.path, "r+b") as file:
+            os.pwrite(file.fileno(), np.uint64(made.usage.head).tobytes(), at)
+        ending = postmortem(pymemcg.open(made.path)).ending
+        assert (ending.how, ending.certainty) == ("oom", "likely")
+
     def test_the_limit_of_a_group_above(self, ring):
         levels = rowwriter.limits((0, 0, 1024, 0), (0, 1, 100, 0), (9_500, 1, 100, 3), (9_900, 1, 100, 70))
         levels["usage_bytes"] = [20 * MIB, 50 * MIB, 90 * MIB, 100 * MIB]

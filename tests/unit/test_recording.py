@@ -252,6 +252,11 @@ class TestOpen:
         with pytest.raises(RecordingError):
             pymemcg.open(tmp_path)
 
+    def test_a_pipe_is_not_waited_for(self, path):
+        os.mkfifo(path)
+        with pytest.raises(RecordingError, match="is no file"):
+            pymemcg.open(path)
+
     def test_a_recording_that_was_cut_short(self, writer, path):
         with Recorder(Live(writer), path, seconds=1):
             writer.tick(5)
