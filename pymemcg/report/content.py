@@ -86,6 +86,7 @@ class Content:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self._lanes: list[str] = []
         self.begin_ns, self.end_ns = _time_of(recording)
         self.directory = str(recording.info.get("target", {}).get("directory", recording.path))
         self.clock = _clock(recording, self.begin_ns)
@@ -188,7 +189,9 @@ class Content:
         harmful = [stall for stall in longest if not stall.harmless][:STALLS_DRAWN]
         drawn = harmful + [stall for stall in longest if stall.harmless][:EPISODES_DRAWN]
         keys = [_lane(stall) for stall in drawn]
-        self._lanes: list[str] = [name for name in (*CAUSES, "harmless") if name in keys]
+        if not drawn:
+            return
+        self._lanes = [name for name in (*CAUSES, "harmless") if name in keys]
         self.tracks["stalls"] = self._intervals(
             [(stall.start_ns, tracks.ended(stall)) for stall in drawn],
             np.array([self._lanes.index(key) for key in keys], np.float64),

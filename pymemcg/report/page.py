@@ -62,7 +62,7 @@ def html(recording: Recording) -> str:
         style=(folder / "report.css").read_text(),
         scripts=scripts,
         hashes=[_hash(script) for script in scripts],
-        bokeh=_json(_item(plots)),
+        bokeh=_json(_item(plots)) if plots.drawn else None,
         tracks=_json(data),
     )
 

@@ -77,6 +77,11 @@ class Plots:
         self._plots: list[Any] = []
         self._sources: dict[str, ColumnDataSource] = {}
 
+    @property
+    def drawn(self) -> int:
+        """How many there are."""
+        return len(self._plots)
+
     def layout(self) -> GridPlot:
         """All of them."""
         options = {"logo": None}

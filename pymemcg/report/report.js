@@ -136,8 +136,7 @@
 
   const doc = Bokeh.require("document").Document.from_json(JSON.parse(byId("bokeh").textContent).doc);
   const time = doc.get_model_by_name("time");
-  const named = Object.entries(page.tracks).map(([name, track]) => [doc.get_model_by_name(name), track]);
-  const sources = named.filter(([source]) => source !== null);
+  const sources = Object.entries(page.tracks).map(([name, track]) => [doc.get_model_by_name(name), track]);
 
   function show() {
     const width = Math.max(300, byId("plots").clientWidth - 140);
