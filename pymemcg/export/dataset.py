@@ -186,17 +186,17 @@ class _Stream:
         self._pending_bytes = 0
         self._file: _File | None = None
         self._number = 0
+        self._part = dataset.part_of_day(time.time_ns())
 
     def write(self, now_ns: int) -> None:
-        """Take rows, or close the file, if it is time."""
-        over_ns = 0 if self._file is None else now_ns - self._end_ns(self._file)
-        if over_ns > 0 or self._channel.head - self._cursor >= max(1, self._channel.capacity // _PENDING_SHARE):
+        """Take rows, where there are many or the time of a file has begun; close the file, if its own is over."""
+        part = self._set.part_of_day(now_ns)
+        if part != self._part or self._channel.head - self._cursor >= max(1, self._channel.capacity // _PENDING_SHARE):
+            self._part = part
             self.take()
-        if over_ns > _LATE_NS:
+        if self._file is not None and now_ns > self._file.begin_ns + self._set._roll_ns + _LATE_NS:  # noqa: SLF001 - one room
+            self.take()
             self.close()
-
-    def _end_ns(self, file: _File) -> int:
-        return file.begin_ns + self._set._roll_ns  # noqa: SLF001 - one room
 
     def take(self) -> None:
         """Take all rows that there are."""

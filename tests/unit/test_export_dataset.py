@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import datetime, timezone
 from glob import glob
 from pathlib import Path
@@ -143,11 +144,22 @@ def test_a_file_whose_time_is_over_is_closed_though_nothing_more_comes(tmp_path)
     with DataSet(Live(writer), tmp_path) as written:
         writer.tick(ROWS // 2)
         written.write()
-        assert [os.path.basename(path)[:6] for path in files(tmp_path)] == ["230000"]
-        written.write()
         assert [os.path.basename(path)[:6] for path in files(tmp_path)] == ["230000", "000000"]
         assert whole(tmp_path) == list(range(ROWS // 2))
     os.close(writer.fd)
+
+
+def test_rows_that_come_seldom_do_not_wait_for_more(tmp_path, monkeypatch):
+    """Of what holds from the beginning on there may be one row in all: it is taken when the next time begins."""
+    now_ns = time.time_ns()
+    monkeypatch.setattr(dataset, "_LATE_NS", 0)
+    old = ring(now_ns // S)
+    with DataSet(Live(old), tmp_path, roll_s=0.01) as written:
+        while not files(tmp_path, "clock"):
+            assert time.time_ns() < now_ns + 30 * S
+            time.sleep(0.01)
+            written.write()
+    os.close(old.fd)
 
 
 def test_what_is_not_closed_is_no_data_file(writer, tmp_path):
