@@ -109,10 +109,9 @@ class Remains:
         header = ffi.new("struct memcg_ring_header *")
         ffi.memmove(header, data, wanted)
         if header.byte_order != lib.MEMCG_RING_BYTE_ORDER:
-            swapped = header.byte_order == int.from_bytes(lib.MEMCG_RING_BYTE_ORDER.to_bytes(4, "little"), "big")
-            raise (
-                RecordingError("has another byte order", path=self.path) if swapped else self._damaged("its byte order is none")
-            )
+            if header.byte_order == int.from_bytes(lib.MEMCG_RING_BYTE_ORDER.to_bytes(4, "little"), "big"):
+                raise RecordingError("has another byte order", path=self.path, hint="a machine like the writer's can read it")
+            raise self._damaged("its header has no byte order")
         if header.version != lib.MEMCG_RING_VERSION:
             raise RecordingError(
                 f"has layout version {header.version}: expected {lib.MEMCG_RING_VERSION}",

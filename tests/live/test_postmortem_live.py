@@ -85,7 +85,7 @@ def test_the_oom_killer(service, group, ring_file, capsys):
     assert told.ending.certainty in ("likely", "almost certain")
     assert told.nearest.limit_bytes == LIMIT
     assert told.nearest.level == 0
-    assert told.peak_bytes > 0.8 * LIMIT
+    assert told.peak_bytes > 0.6 * LIMIT, "a copy may lack the last 0.2 s, in which a quarter of it is filled"
     growth = told.growth[0].bytes_per_s
     assert growth > 0.2 * LIMIT / max(lasted, 1), "it grew from a fraction of the limit to all of it meanwhile"
     seen = [step.usage_bytes for step in told.steps if step.usage_bytes is not None]
