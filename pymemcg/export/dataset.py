@@ -74,6 +74,7 @@ class DataSet:
         self.size_bytes = 0
         self.rows: dict[str, int] = {}
         self._sampler = sampler
+        self._info: dict[str, Any] = {}
         self._roll_ns, self._roll_bytes = int(roll_s * 1e9), roll_bytes
         self._usage = 0
         try:
@@ -86,7 +87,8 @@ class DataSet:
         self._streams = [_Stream(self, channel) for channel in channels]
 
     def _said(self) -> dict[str, Any]:
-        info = self._sampler.describe()
+        self._info = self._sampler.describe() or self._info  # it is stopped
+        info = dict(self._info)
         if any(channel.name == "spans" for channel in self._channels):
             info["spans"] = {"pid": os.getpid(), "refs_left_out": 0}
         return {**provenance(self._channels, info), "run": self.run}

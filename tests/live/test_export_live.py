@@ -97,6 +97,8 @@ def test_a_data_set_of_a_squeezed_group_has_its_stalls(squeezed, tmp_path):
     assert len(of["usage"]) > 1
     again = to_recording({name: read(paths) for name, paths in of.items()}, tmp_path / "again.memcg")
     recording = pymemcg.open(tmp_path / "run.memcg")
+    assert again.info["target"] == recording.info["target"]
+    assert again.info["evidence"] == recording.info["evidence"]
     first = int(again.usage.window()["t_ns"][0])
     stalls = [stall for stall in again.stalls() if stall.start_ns > first]
     assert stalls
