@@ -134,6 +134,10 @@ def _replay(source: pymemcg.Recording, path: Path) -> None:
                 os.pwrite(file.fileno(), values.tobytes(), at + 8 * first)
         for name, at in ring.tables["clock"].offsets.items():
             os.pwrite(file.fileno(), source.clock.window()[name][:1].tobytes(), at)
+        # Its end is yet to come: so it is of another boot, and was written then.
+        end_ns = int(window["t_ns"][0]) + lasts * (ROWS // rows + 1)
+        for word, data in (("created_ns", np.uint64(end_ns).tobytes()), ("boot_id", bytes(40))):
+            os.pwrite(file.fileno(), data, ffi.offsetof("struct memcg_ring_header", word))
         entry = ffi.typeof("struct memcg_channel_header")
         for name, count in (("usage", ROWS), ("clock", 1)):
             at = ring.header.channels_offset + ring.tables[name].index * ffi.sizeof(entry) + ffi.offsetof(entry, "head")
