@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     Ints: TypeAlias = npt.NDArray[np.int64]
     Floats: TypeAlias = npt.NDArray[np.float64]
 
-USAGE_ROWS: Final = 160_000
-"""Of usage and working set, 24 bytes each; 5 MB as base64. Of an hour at 1 kHz: every 90 ms, and 80 s with every row."""
+USAGE_ROWS: Final = 120_000
+"""Of usage and working set, 24 bytes each; 4 MB as base64. Of an hour at 1 kHz: every 240 ms, and 60 s with every row."""
 OTHER_ROWS: Final = 40_000
 """Of what comes ten times a second: all of an hour."""
 LIMIT_CHANGES: Final = 2_000
