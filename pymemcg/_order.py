@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 1 << 19
 """Rows at a time: 4 MiB a column."""
+_SAMPLE: Final = 4096
+"""Times from which it is told when a file is from."""
+_DAY_NS: Final = 86_400 * 10**9
+_LONGEST_NS: Final = 30 * _DAY_NS
+"""No span and no interval of reclaim takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,26 @@ class Ranges:
         return sum(end - first for first, end in self.pairs)
 
 
-def sound_rows(columns: Mapping[str, Ints], *, latest_ns: int, names: int | None, forget: Callable[[int, int], None]) -> Ranges:
+def around(times: Ints) -> tuple[int, int] | None:
+    """When rows can be from that belong to the same file as these, of which most are right; None where they are too few."""
+    sample = times[:: max(1, times.size // _SAMPLE)]
+    sample = np.sort(sample[(sample > 0) & (sample < NONE)])
+    if sample.size < 4:
+        return None
+    low, high = int(sample[sample.size // 4]), int(sample[3 * sample.size // 4])
+    slack = 4 * (high - low) + _DAY_NS
+    return low - slack, min(high + slack, NONE - 1)
+
+
+def sound_rows(
+    columns: Mapping[str, Ints], *, between_ns: tuple[int, int], names: int | None, forget: Callable[[int, int], None]
+) -> Ranges:
     """Find the rows to show.
 
     Args:
         columns: `t_ns`, in whose order rows are; or `start_ns` and `end_ns`, of which each row's are, in no order, and of spans
             `name_id` and `attribution`.
-        latest_ns: No row is later; ignored where most are.
+        between_ns: No row is later than the second, and none of no order ended before the first; ignored where most do.
         names: How many names spans may have, where that is known.
         forget: Called with the first and the end of rows that need not stay in memory.
     """
@@ -51,30 +69,36 @@ def sound_rows(columns: Mapping[str, Ints], *, latest_ns: int, names: int | None
     before = -1
     for first in range(0, times.size, _CHUNK):
         part = {name: values[first : first + _CHUNK] for name, values in columns.items()}
-        sane, too_late = _sane(part, latest_ns, names)
-        late += too_late
+        sane, strange = _sane(part, between_ns, names)
+        late += strange
         _add_runs(runs, part.get("t_ns"), sane, first, before)
         before = int(times[first + sane.size - 1])
         forget(first, first + sane.size)
-    if 2 * late > times.size:  # it is the file's own time that is wrong
-        return sound_rows(columns, latest_ns=NONE - 1, names=names, forget=forget)
+    if 2 * late > times.size:  # it is what is known of the file that is wrong
+        return sound_rows(columns, between_ns=(0, NONE - 1), names=names, forget=forget)
     return Ranges(tuple(_chain(times, runs) if "t_ns" in columns and len(runs) > 1 else runs))
 
 
-def _sane(part: Mapping[str, Ints], latest_ns: int, names: int | None) -> tuple[Bools, int]:
-    """Which rows make sense alone, and how many of the others are only too late."""
+def _sane(part: Mapping[str, Ints], between_ns: tuple[int, int], names: int | None) -> tuple[Bools, int]:
+    """Which rows make sense alone, and how many of the others are only of another time."""
+    earliest, latest = between_ns
     if "t_ns" in part:
         t = part["t_ns"]
-        late = (t > latest_ns) & (t < NONE)
-        return (t > 0) & (t <= latest_ns), int(late.sum())
+        return (t > 0) & (t <= latest), int(((t > latest) & (t < NONE)).sum())
     start, end = part["start_ns"], part["end_ns"]
-    late = (start > latest_ns) & (start < NONE)
-    sane = (start > 0) & (start <= latest_ns) & (end >= start) & ((end <= latest_ns) | (end == NONE))
+    over = np.where(end == NONE, start, end)  # of a thread that was still in reclaim, the end is not known
+    sane = (start > 0) & (start < NONE) & (over >= start) & (over - start <= _LONGEST_NS)
+    near = (over >= earliest) & (over <= latest)
+    strange = int((sane & ~near).sum())
+    sane &= near
     if "attribution" in part:
         sane &= np.isin(part["attribution"], tuple(schema.SPAN_ATTRIBUTIONS))
+    if "ran_start_ns" in part and "ran_end_ns" in part:
+        ran, until = part["ran_start_ns"], part["ran_end_ns"]
+        sane &= (ran >= start) & (ran <= end) & (until <= end) & (until > np.maximum(start - _LONGEST_NS, 0))
     if names is not None and "name_id" in part:
         sane &= (part["name_id"] >= 0) & (part["name_id"] < names)
-    return sane, int(late.sum())
+    return sane, strange
 
 
 def _add_runs(runs: list[tuple[int, int]], t: Ints | None, sane: Bools, first: int, before: int) -> None:

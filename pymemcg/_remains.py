@@ -7,21 +7,22 @@ and rows by their times, so that what is shown is in order and inside the file. 
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import sys
 from collections import Counter
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg import schema
 from pymemcg._ffi import NONE, ffi, lib, text
+from pymemcg._said import info_of
 from pymemcg.errors import RecordingError
 from pymemcg.ring import Table, is_used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -153,16 +154,12 @@ class Remains:
         try:
             if begin < self._tables_end or begin + size > self._size:
                 raise ValueError("it is not inside the file")  # noqa: TRY301 - noted just below
-            info = json.loads(self._data[begin : begin + size] or b"{}")
-            if not isinstance(info, dict):
-                raise TypeError("it is no JSON object")  # noqa: TRY301
+            info, damaged = info_of(self._data[begin : begin + size])
         except (ValueError, TypeError, RecursionError) as error:
             self._note("info", f"what the file says of itself is damaged: {error}")
             return {}
-        for key, is_whole in _WHOLE.items():
-            if key in info and not is_whole(info[key]):
-                self._note("info", f"what the file says of {key} is damaged")
-                del info[key]
+        for key in damaged:
+            self._note("info", f"what the file says of {key} is damaged")
         return info
 
     # ---- The tables ----
@@ -268,6 +265,16 @@ class Remains:
             return column[begin : begin + rows]
         return np.concatenate([column[begin:], column[: begin + rows - slots]])
 
+    @cached_property
+    def _between_ns(self) -> tuple[int, int]:
+        """When rows can be from; by channels that tick all the time, the steady ones first."""
+        from pymemcg._order import around
+
+        for name in ("node", "stat", "usage"):
+            if name in self.tables and (found := around(self._raw(self.tables[name], "t_ns"))) is not None:
+                return found[0], min(found[1], self._latest_ns)
+        return 0, self._latest_ns
+
     def _kept_ranges(self, table: Table) -> Ranges:
         """Which of its rows are in order."""
         if table.name not in self._ranges:
@@ -283,7 +290,7 @@ class Remains:
             said = self.info.get("spans") if table.name == "spans" else None
             names = len(said["names"]) if said else None
             ranges = sound_rows(
-                columns, latest_ns=self._latest_ns, names=names, forget=lambda a, b: self._forget(table, a, b, _SPAN_COLUMNS)
+                columns, between_ns=self._between_ns, names=names, forget=lambda a, b: self._forget(table, a, b, _SPAN_COLUMNS)
             )
             if ranges.count < rows:
                 why = "their times are none, or not between those of the rows beside them"
@@ -348,7 +355,7 @@ class Remains:
                     self._data.madvise(mmap.MADV_DONTNEED, start, stop - stop % mmap.PAGESIZE - start)
 
 
-_SPAN_COLUMNS: Final = ("t_ns", "start_ns", "end_ns", "name_id", "attribution")
+_SPAN_COLUMNS: Final = ("t_ns", "start_ns", "end_ns", "name_id", "attribution", "ran_start_ns", "ran_end_ns")
 _DTYPE: Final = b"<i8" if sys.byteorder == "little" else b">i8"
 
 
@@ -370,28 +377,3 @@ def _name(field: Any) -> str | None:
     data = bytes(ffi.buffer(field))
     end = data.find(b"\0")
     return data[:end].decode("ascii") if end > 0 and data[:end].isascii() and data[:end].decode("ascii").isprintable() else None
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(one is None or isinstance(one, str) for one in value.values())
-
-
-def _is_spans(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("pid"), int)
-        and isinstance(value.get("names"), list)
-        and all(isinstance(name, str) for name in value["names"])
-        and isinstance(value.get("refs"), list)
-        and isinstance(value.get("refs_left_out", 0), int)
-    )
-
-
-_WHOLE: Final[dict[str, Callable[[Any], bool]]] = {
-    "target": lambda value: isinstance(value, dict) and isinstance(value.get("levels", []), list),
-    "absent": _is_texts,
-    "evidence": _is_texts,
-    "spans": _is_spans,
-    "page_bytes": lambda value: isinstance(value, int) and value > 0,
-}
-"""What is looked at of `info`, and what it has to be."""

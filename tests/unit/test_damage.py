@@ -211,19 +211,23 @@ def use(recording: pymemcg.Recording) -> None:
     assert time.monotonic() - begun < MOST_SECONDS
 
 
+WORDS = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from((0, 1, NONE, 2**62, 2**63, 2**64 - 1, 2**40)))
+
+
 @st.composite
 def damages(draw, size: int, places: list[tuple[int, int]]):
     """What happens to the bytes of a file: a list of (kind, where, how much)."""
-    kinds = ("flip", "flip", "zero", "noise", "word", "cut", "grow")
+    in_rows = draw(st.booleans())
+    kinds = ("flip", "flip", "zero", "noise", "word") if in_rows else ("flip", "flip", "zero", "noise", "word", "cut", "grow")
     made = []
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 30 if in_rows else 4))):
         kind = draw(st.sampled_from(kinds))
-        begin, end = draw(st.sampled_from([*places[:4] * 3, *places[4:]]))
+        begin, end = draw(st.sampled_from(places[4:] if in_rows else [*places[:4] * 3, *places[4:]]))
         at = draw(st.integers(begin, max(begin, end - 1))) if kind != "cut" else draw(st.integers(0, size))
         length = draw(st.sampled_from((1, 8, 64, 4096, 65536)))
         if kind in ("zero", "noise") and draw(st.booleans()):
             at -= at % 4096
-        made.append((kind, at, draw(st.integers(0, 7)) if kind == "flip" else length, draw(st.integers(0, 2**64 - 1))))
+        made.append((kind, at, draw(st.integers(0, 7)) if kind == "flip" else length, draw(WORDS)))
     return made
 
 
