@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs tasks: worker processes of this machine, or of a dask cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pymemcg.errors import MemcgError, NotSupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Protocol
+
+    S = TypeVar("S")
+    T = TypeVar("T")
+
+    class Apply(Protocol):
+        """What an engine gives: results in the order of the items."""
+
+        def __call__(self, task: Callable[[S], T], items: Sequence[S], /) -> Iterator[T]: ...
+
+
+ENGINES: Final = ("duckdb", "dask")
+
+
+@contextmanager
+def engine(name: str, workers: int | None) -> Iterator[Apply]:
+    """A function that applies a task to items in worker processes; they are gone afterwards.
+
+    Args:
+        name: Of `ENGINES`.
+        workers: Processes; None = a CPU each. A dask cluster that runs already has its own.
+
+    Raises:
+        ValueError: There is no such engine.
+        NotSupported: dask.distributed is not installed.
+        MemcgError: A worker died, or the cluster cannot be had; by the function, too.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine={name!r}: expected one of {', '.join(ENGINES)}")
+    count = workers or len(os.sched_getaffinity(0))
+    with _dask(count) if name == "dask" else _processes(count) as mapping:
+        yield mapping
+
+
+# ---- Processes of this machine -------------------------------------------------------------------------------------
+
+
+def _quiet() -> None:
+    """Ctrl-C goes to all processes of a terminal: who asked for the report says what is to be said."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Apply]:
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that DuckDB's and Arrow's threads hold
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet)
+    try:
+        yield executor.map
+    except BrokenProcessPool as error:
+        raise MemcgError("a worker process died; perhaps there was not enough memory", hint="see the kernel's log") from error
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+# ---- A cluster -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _dask(count: int) -> Iterator[Apply]:
+    try:
+        import dask
+        from distributed import Client, KilledWorker, LocalCluster
+    except ImportError as error:
+        raise NotSupported("the engine dask needs dask.distributed", hint="pip install 'pymemcg[fleet]'") from error
+    with ExitStack() as stack:
+        address: Any = dask.config.get("scheduler-address", None)
+        try:
+            if not address:
+                address = stack.enter_context(
+                    LocalCluster(
+                        n_workers=count,
+                        threads_per_worker=1,
+                        processes=True,
+                        dashboard_address=None,
+                        silence_logs=logging.ERROR,
+                    )
+                )
+            client = stack.enter_context(Client(address, set_as_default=False))
+        except OSError as error:
+            raise MemcgError(f"the dask cluster {address or ''} cannot be had: {error}") from error
+
+        def mapping(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+            futures = client.map(task, items, pure=False)
+            for future in futures:
+                yield future.result()
+
+        try:
+            yield mapping
+        except KilledWorker as error:
+            raise MemcgError(f"a worker of the cluster died: {error}") from error
