@@ -90,7 +90,8 @@ def collected(python: Path, *arguments: str) -> list[str]:
 def command(python: Path, *arguments: str) -> list[str]:
     """Starts pytest. `CI` lets it print whole lines; plugins that no live test uses cost more than half of its start."""
     environment = ["env", "CI=1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"]
-    options = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=120", "--color=no"]
+    # Where a test hangs is told late: Python may crash while it tells of threads that run, and what is slow here is no hang.
+    options = ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=1200", "--color=no"]
     return [
         *environment,
         str(python),
