@@ -43,8 +43,8 @@ def made(tmp_path):
         "name_id": [1, 0, 1],
         "ref_id": [0, -1, 1],
         "attribution": [1, 1, 1],
-        "ran_start_ns": [0, 0, 0],
-        "ran_end_ns": [NONE, NONE, NONE],
+        "ran_start_ns": [T0, T0 + MS, T0 + 2 * MS],
+        "ran_end_ns": [T0 + MS, T0 + 2 * MS, T0 + 3 * MS],
     }
     channels = {
         "usage": ticks(3, hits=[100, 101]),
