@@ -152,7 +152,7 @@ def _run(code: str, *words: str | Path) -> dict[str, Any]:
 
 def test_a_day_as_parquet(day: Path) -> None:
     steal, machine = Steal(), describe()
-    ratios: dict[str, list[float]] = {"pyarrow's defaults": [], "pyarrow, same settings": []}
+    ratios: dict[str, list[tuple[float, float]]] = {"pyarrow's defaults": [], "pyarrow, same settings": []}
     print(f"\n{os.stat(day).st_size / 1e9:.1f} GB; {machine}")
     for _ in range(ROUNDS):
         out = day.parent / "out.parquet"
@@ -162,11 +162,12 @@ def test_a_day_as_parquet(day: Path) -> None:
         assert ours["anon_mib"] < 300e6 / 2**20
         for name, settings in zip(ratios, ("default", "same"), strict=True):
             theirs = _run(PYARROW, day, out, settings)
-            ratios[name].append(theirs["wall_s"] / ours["wall_s"])
-            print(f"{name}: {_says(theirs)} ratio {ratios[name][-1]:.2f}, by CPU time {theirs['cpu_s'] / ours['cpu_s']:.2f}")
+            ratios[name].append((theirs["wall_s"] / ours["wall_s"], theirs["cpu_s"] / ours["cpu_s"]))
+            print(f"{name}: {_says(theirs)}")
     print(f"steal {steal.ratio():.1%}, load {os.getloadavg()[0]:.2f} at the end")
     for name, found in ratios.items():
-        print(f"rows/s ÷ those of {name}: {', '.join(f'{ratio:.2f}' for ratio in found)}")
+        told = ", ".join(f"{wall:.2f} (by CPU time {cpu:.2f})" for wall, cpu in found)
+        print(f"rows/s ÷ those of {name}: {told}")
 
 
 def _says(took: dict[str, Any]) -> str:

@@ -277,6 +277,10 @@ class Channel:
             pairs = Channel("clock", self._ring, self._ring.tables["clock"]).read()[0]
             pairs_t += pairs["t_ns"].tolist()
             offsets += (pairs["realtime_ns"] - pairs["t_ns"]).tolist()
+        ends = np.asarray([t_ns.min(), t_ns.max()] if np.size(t_ns) else [0, 0])
+        first, last = np.maximum(np.searchsorted(np.asarray(pairs_t), ends, side="right") - 1, 0)
+        if first == last:  # of many rows most chunks lie between two pairs
+            return t_ns + np.int64(offsets[first])
         at = np.searchsorted(np.asarray(pairs_t), t_ns, side="right") - 1
         shifted: NDArray[np.int64] = t_ns + np.asarray(offsets, dtype=np.int64)[np.maximum(at, 0)]
         return shifted

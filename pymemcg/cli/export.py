@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from pymemcg.cli._progress import progress
 from pymemcg.cli._text import number, size
 from pymemcg.errors import MemcgError
-from pymemcg.export import SUFFIXES, Written, export, write_one
+from pymemcg.export import SUFFIXES, Written, export, rows_to_read, write_one
 from pymemcg.schema import CHANNELS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _place(args: argparse.Namespace, several: bool) -> str:
 
 @contextmanager
 def _bar(recording: Recording, channel: str | None, to: str) -> Iterator[Callable[[int], None]]:
-    total = sum(len(getattr(recording, name).window()) for name in CHANNELS if channel in (None, name))
+    total = rows_to_read(recording, to, channel)
     done = 0
     with progress("exporting", total, f"{{says}} of {number(total)} to {to}") as told:
 

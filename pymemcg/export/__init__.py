@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from pymemcg.errors import MemcgError
 from pymemcg.export._part import Part, unwritten
+from pymemcg.schema import CHANNELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES: Final = {"parquet": ".parquet", "arrow": ".arrow", "csv": ".csv", "perfetto": ".pftrace"}
 """Format to what names of its files end with."""
+_IN_TRACE: Final = ("usage", "stat", "pressure", "limits", "reclaim", "spans", "clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,12 @@ class Written:
 
 def nothing_told(_rows: int) -> None:
     """For who does not want to know how far it is."""
+
+
+def rows_to_read(recording: Recording, to: str, channel: str | None) -> int:
+    """How many rows `tell` will have been told of when an export is done."""
+    names = (channel,) if channel is not None else _IN_TRACE if to == "perfetto" else CHANNELS
+    return sum(len(getattr(recording, name).window()) for name in names)
 
 
 def write_one(recording: Recording, to: str, sink: IO[bytes], *, channel: str | None, tell: Told = nothing_told) -> int:

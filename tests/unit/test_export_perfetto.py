@@ -16,7 +16,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 from rowwriter import MS, T0, S, held, limits, ticks, write
 
 from pymemcg._ffi import NONE
-from pymemcg.export import export
+from pymemcg.export import export, rows_to_read
 
 INFO = {
     "target": {"directory": "/a/group", "levels": [{"name": "/a/group"}, {"name": "/a"}]},
@@ -101,7 +101,9 @@ class Read:
 
 @pytest.fixture
 def trace(recording, tmp_path):
-    (one,) = export(recording, "perfetto", tmp_path / "run.pftrace")
+    told: list[int] = []
+    (one,) = export(recording, "perfetto", tmp_path / "run.pftrace", tell=told.append)
+    assert sum(told) == rows_to_read(recording, "perfetto", None)
     assert one.size_bytes == os.path.getsize(one.path)
     return Read(one.path)
 
