@@ -77,7 +77,7 @@ class Remains:
         self.is_ring = self.header.state.writer_started_ns != 0
         self.live = self.is_ring and is_used(fd)
         try:
-            mapped = mmap.mmap(fd, self._size, access=mmap.ACCESS_READ)
+            mapped = _mapped(fd, self._size)
         except (OSError, ValueError) as error:  # it was cut just now, or there is no room for it
             raise RecordingError(f"cannot be mapped: {error}", path=path) from error
         self._data: mmap.mmap | bytes = mapped
@@ -366,6 +366,13 @@ def running_boot_id() -> str | None:
             return file.read().strip()
     except OSError:
         return None
+
+
+def _mapped(fd: int, size: int) -> mmap.mmap:
+    """The file, read-only; before Python 3.13 that keeps a descriptor of its own."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
 
 
 def _some(names: list[str]) -> str:
