@@ -31,10 +31,10 @@ ROUNDS = 2
 SERVICE = """
 import os, sys, tempfile, time
 import pymemcg
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 kept = bytearray(b"x") * (16 << 20)
 until = time.monotonic() + float(sys.argv[2])
-with pymemcg.Sampler(adaptive=False) as sampler, Recorder(sampler, sys.argv[1], 60) as recorder:
+with pymemcg.Sampler(adaptive=False) as sampler, Recorder(sampler, sys.argv[1]) as recorder:
     with tempfile.TemporaryFile(dir=".") as file:
         while time.monotonic() < until:
             file.write(os.urandom(1 << 20))

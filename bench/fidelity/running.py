@@ -20,7 +20,8 @@ from pymemcg.bench.loads import MIB, make_file
 from pymemcg.bench.worker import Worker
 from pymemcg.child import ChildGroup
 from pymemcg.errors import MemcgError, NotSupported
-from pymemcg.recording import Recorder, Recording
+from pymemcg.recorder import Recorder
+from pymemcg.recording import Recording
 from pymemcg.sampler import Sampler
 
 _SETTLE_S = 1.0
@@ -106,7 +107,7 @@ def run(workload: Workload, environment: Environment, seconds: float, path: str)
         if workload.high:
             _write(f"{group.directory}/memory.high", _read(f"{group.directory}/memory.current"))
         touches: list[tuple[int, int, int]] = []
-        with Recorder(sampler, path, seconds + _MARGIN_S) as recorder:
+        with Recorder(sampler, path) as recorder:
             since_ns = time.monotonic_ns()
             trace.start(worker.pid for worker in workers)
             begin_ns = time.monotonic_ns() + round(_QUIET_S * 1e9)

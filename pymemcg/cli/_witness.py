@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pymemcg.sampler import Sampler
     from pymemcg.stalls import Stall
 
-_RECORDED_S: Final = 86400.0  # the file is sparse until it is whole: room costs nothing
 _NAMES: Final = 1000  # of threads, before those that nobody will ask for are forgotten
 _WRITE_S: Final = 5.0  # the rings hold a minute
 
@@ -169,9 +168,9 @@ class _Writer:
     """Records from a thread of its own: the main one waits for signals."""
 
     def __init__(self, sampler: Sampler, path: str) -> None:
-        from pymemcg.recording import Recorder
+        from pymemcg.recorder import Recorder
 
-        self._recorder = Recorder(sampler, path, _RECORDED_S)
+        self._recorder = Recorder(sampler, path)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pymemcg-record", daemon=True)
         self._failure: MemcgError | None = None
@@ -201,12 +200,6 @@ class _Writer:
         """What became of it."""
         if self._failure:
             return f"not, or not whole: {self._failure}"
-        missing = [
-            f"{number(count)} rows were {why}"
-            for count, why in (
-                (self._recorder.lost, "overwritten before they were written out"),
-                (self._recorder.cut, "too many"),
-            )
-            if count
-        ]
-        return ", ".join([self._recorder.path, *missing])
+        lost = self._recorder.lost
+        missing = f", {number(lost)} rows were overwritten before they were written out" if lost else ""
+        return f"{self._recorder.path}{missing}"

@@ -27,7 +27,8 @@ from pymemcg.errors import SourceError
 from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 
 if TYPE_CHECKING:
-    from pymemcg.recording import Recorder, Recording
+    from pymemcg.recorder import Recorder
+    from pymemcg.recording import Recording
     from pymemcg.sampler import Sampler
 
 HELP: Final = "record a group's samples into a file"
@@ -85,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _into_file(sampler: Sampler, args: argparse.Namespace) -> list[KeyboardInterrupt]:
-    from pymemcg.recording import Recorder
+    from pymemcg.recorder import Recorder
 
-    with _interrupts_kept() as asked, Recorder(sampler, args.output, args.duration) as recorder:
+    with _interrupts_kept() as asked, Recorder(sampler, args.output) as recorder:
         _record(recorder, sampler, args.duration, asked)
     print("\n".join(_summary(sampler, recorder, args, interrupted=bool(asked))))
     return asked
@@ -162,8 +163,6 @@ def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, 
             f"usage has {number(rows)} rows where the full rate gives {number(full)}: ticks slow down far from the limit, "
             "and in a quiet group (--fixed-rate keeps them up)"
         )
-    if recorder.cut:
-        yield f"cut: {number(recorder.cut)} rows, for which the file had no room"
     yield from _told(sampler, recorder.lost)
 
 

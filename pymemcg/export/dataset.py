@@ -21,7 +21,7 @@ from pymemcg.export import parquet
 from pymemcg.export._part import Part, unwritten
 from pymemcg.export._pyarrow import pa
 from pymemcg.export.arrow import KEY, Table, Texts, provenance
-from pymemcg.recording import first_row
+from pymemcg.recorder import first_row
 
 if TYPE_CHECKING:
     from types import TracebackType

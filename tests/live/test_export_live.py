@@ -23,7 +23,7 @@ from pymemcg import Sampler
 from pymemcg.export import export
 from pymemcg.export.dataset import DataSet
 from pymemcg.export.parquet import exported, read, runs, to_recording
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 
 pytestmark = pytest.mark.live
 
@@ -45,7 +45,7 @@ def squeezed(make_group, make_actor, scratch):
 
 def test_a_squeezed_group_tells_the_same_after_parquet(squeezed, tmp_path):
     group, squeeze = squeezed
-    with Sampler(group.spec, adaptive=False) as sampler, Recorder(sampler, tmp_path / "run.memcg", 60) as recorder:
+    with Sampler(group.spec, adaptive=False) as sampler, Recorder(sampler, tmp_path / "run.memcg") as recorder:
         with sampler.span("squeeze", ref="here"):
             squeeze()
         until(lambda head=sampler.usage.head: sampler.usage.head > head + 100)
@@ -84,7 +84,7 @@ def test_a_data_set_of_a_squeezed_group_has_its_stalls(squeezed, tmp_path):
     group, squeeze = squeezed
     with (
         Sampler(group.spec, adaptive=False) as sampler,
-        Recorder(sampler, tmp_path / "run.memcg", 60) as recorder,
+        Recorder(sampler, tmp_path / "run.memcg") as recorder,
         DataSet(sampler, tmp_path / "set", roll_s=0.5) as written,
     ):
         for _ in range(3):

@@ -10,7 +10,7 @@ from actor import NAMESPACES, Failed, until
 
 import pymemcg
 from pymemcg import Sampler, schema
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 
 pytestmark = pytest.mark.live
 
@@ -20,7 +20,7 @@ def test_a_recording_has_the_rows_of_the_ring(group, make_actor, tmp_path):
     path = tmp_path / "run.pmc"
     with Sampler(group.spec, adaptive=False) as sampler:
         begun = sampler.usage.head
-        with Recorder(sampler, path, 60) as recorder:
+        with Recorder(sampler, path) as recorder:
             for _ in range(3):
                 until(lambda head=sampler.usage.head: sampler.usage.head > head + 100)
                 recorder.write()
@@ -54,9 +54,9 @@ def test_a_disk_that_fills_up(only_root, group, make_actor):
     actor.do(
         "os.makedirs('/tmp/pymemcg-disk', exist_ok=True); own_mounts()\n"
         "system('mount', 'none', '/tmp/pymemcg-disk', 'tmpfs', 0, 'size=1m')\n"
-        "import pymemcg; from pymemcg.recording import Recorder\n"
+        "import pymemcg; from pymemcg.recorder import Recorder\n"
         f"s = pymemcg.Sampler({group.spec!r}, rate_hz=10000, history_s=5, adaptive=False).start()\n"
-        "recorder = Recorder(s, '/tmp/pymemcg-disk/run.pmc', 600); before = len(os.listdir('/proc/self/fd'))\n"
+        "recorder = Recorder(s, '/tmp/pymemcg-disk/run.pmc'); before = len(os.listdir('/proc/self/fd'))\n"
         "def fill():\n"
         "    with recorder:\n"
         "        for _ in range(400): time.sleep(0.05); recorder.write()"

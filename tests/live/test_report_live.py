@@ -21,7 +21,7 @@ ABOVE = 200 * MIB
 # A request needs anonymous memory that only page cache can make room for, which the next request's file fills again.
 SERVICE = """
 from pymemcg import Sampler
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 file = os.open({data!r}, os.O_RDONLY)
 def serve(times):
     for i in range(times):
@@ -32,7 +32,7 @@ def serve(times):
             kept = b"x" * (16 << 20)
             del kept
 s = Sampler().start()
-recorder = Recorder(s, {path!r}, 60)
+recorder = Recorder(s, {path!r})
 serve(6)
 time.sleep(0.3)
 recorder.close()

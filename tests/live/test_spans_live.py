@@ -22,7 +22,7 @@ SERVICE = f"""
 import random, threading
 from pymemcg import Sampler
 from pymemcg.bench.loads import CHUNK_BYTES, anon_toucher
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 touch = anon_toucher({2 * LIMIT})
 for _ in range({LIMIT} // CHUNK_BYTES): touch()
 def allocate(rounds, first=0):
@@ -63,7 +63,7 @@ def rows(actor, what):
 @pytest.mark.usefixtures("tracing")
 def test_with_tracepoints_the_reclaim_of_each_span_s_own_thread(service, tmp_path):
     path = str(tmp_path / "spans.memcg")
-    service.do(f"s = Sampler().start(); recorder = Recorder(s, {path!r}, 60); serve(60)")
+    service.do(f"s = Sampler().start(); recorder = Recorder(s, {path!r}); serve(60)")
     assert service.do("until_final()")
     hits = {hit["ref"]: hit for hit in rows(service, "s.hits().to_dicts()") if hit["name"] != "computing"}
     assert {ref for ref, hit in hits.items() if hit["own_ns"] >= 1_000_000} >= {*range(0, 60, 3)} - {0, 3}
@@ -106,7 +106,7 @@ def test_with_pressure_the_spans_that_lost_a_millisecond(service):
 
 def test_a_recording_of_nobody_s_spans_has_none(service, tmp_path):
     path = str(tmp_path / "none.memcg")
-    service.do(f"s = Sampler().start(); recorder = Recorder(s, {path!r}, 60); recorder.close()")
+    service.do(f"s = Sampler().start(); recorder = Recorder(s, {path!r}); recorder.close()")
     recording = pymemcg.open(path)
     assert recording.spans.head == 0
     assert len(recording.hits()) == len(recording.summary()) == 0

@@ -17,7 +17,7 @@ from actor import MIB, leaves_nothing, threads, until
 
 from pymemcg import Sampler, schema
 from pymemcg._ffi import NONE, lib
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 from pymemcg.recording import open as open_recording
 
 pytestmark = pytest.mark.live
@@ -89,7 +89,7 @@ class TestGroup:
 
     def test_a_recording_of_it_says_so(self, make_group, tmp_path):
         group = make_group("short")
-        with Sampler(group.spec, history_s=1) as sampler, Recorder(sampler, tmp_path / "short.pmc", 60) as recorder:
+        with Sampler(group.spec, history_s=1) as sampler, Recorder(sampler, tmp_path / "short.pmc") as recorder:
             grows(sampler.usage)
             recorder.write()
             group.close()

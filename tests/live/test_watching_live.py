@@ -87,13 +87,13 @@ class TestCallback:
 
     def test_the_same_as_in_the_recording(self, service, tmp_path):
         path = str(tmp_path / "run.memcg")
-        service.do("from pymemcg.recording import Recorder, open as open_recording")
+        service.do("from pymemcg.recorder import Recorder; from pymemcg.recording import open as open_recording")
         service.do("s = Sampler(on_stall=told.append).start()")
         if service.do("s.evidence['trace']") is not None:
             pytest.skip("what PSI said live depends on when it was read")
         service.do("s.stop(); told.clear(); s = Sampler(on_stall=told.append, evidence='trace').start()")
         service.do(
-            f"time.sleep(0.2); since = time.monotonic_ns()\nwith Recorder(s, {path!r}, seconds=60) as recorder:\n"
+            f"time.sleep(0.2); since = time.monotonic_ns()\nwith Recorder(s, {path!r}) as recorder:\n"
             "    for _ in range(3): burst(0.1); time.sleep(0.2)\n"
             "    s.stop(); recorder.write()"
         )

@@ -246,7 +246,7 @@ def stalls(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("stalls") / "quiet.memcg"
     try:
-        with pymemcg.Sampler(evidence="counters") as sampler, pymemcg.recording.Recorder(sampler, path, 5) as recorder:
+        with pymemcg.Sampler(evidence="counters") as sampler, pymemcg.recorder.Recorder(sampler, path) as recorder:
             deadline = time.monotonic() + 30
             while recorder.write() < 5 and time.monotonic() < deadline:
                 time.sleep(0.05)

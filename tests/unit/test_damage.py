@@ -27,7 +27,7 @@ import pymemcg
 from pymemcg import NotSupported, RecordingError, Sampler, schema
 from pymemcg._ffi import NONE, ffi
 from pymemcg.postmortem import postmortem
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 from pymemcg.ring import RECORDING_ALIGN, Ring
 
 TRIES = int(os.environ.get("PYMEMCG_FUZZ", "60"))
@@ -76,7 +76,7 @@ def killed(folder) -> Path:
 def recorded(folder) -> Path:
     """A recording of a sampler, with spans."""
     path = folder / "recorded"
-    with Sampler(rate_hz=1000) as sampler, Recorder(sampler, path, seconds=5):
+    with Sampler(rate_hz=1000) as sampler, Recorder(sampler, path):
         for number in range(300):
             with sampler.span("work" if number % 3 else "rest", ref=f"n{number}"):
                 time.sleep(0.001)

@@ -15,7 +15,7 @@ import pytest
 import pymemcg
 from pymemcg._ffi import ffi, lib
 from pymemcg.cli import make_parser
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
@@ -48,7 +48,7 @@ def recording(tmp_path_factory):
     with sampler:
         if "usage_bytes" not in sampler.usage.names:
             pytest.skip(f"this group's usage cannot be measured: {sampler.absent.get('usage')}")
-        with Recorder(sampler, path, PATIENCE_S) as recorder:
+        with Recorder(sampler, path) as recorder:
             begun = {name: getattr(sampler, name).head for name in ROWS}
             until = time.monotonic() + PATIENCE_S
             while any(getattr(sampler, name).head < begun[name] + rows for name, rows in ROWS.items()):

@@ -28,7 +28,7 @@ from pymemcg._ffi import NONE
 from pymemcg.channel import Channel
 from pymemcg.errors import MemcgError
 from pymemcg.export import SUFFIXES, export
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 
 MADE_TEXT = {"target": {"directory": "/a/group"}, "spans": {"pid": 7, "names": ["get", "put"], "refs": [5, "five"]}}
 
@@ -60,7 +60,7 @@ def real(tmp_path_factory):
     """A recording of this process's own group."""
     path = tmp_path_factory.mktemp("real") / "real.memcg"
     try:
-        with pymemcg.Sampler(adaptive=False) as sampler, Recorder(sampler, path, 30) as recorder:
+        with pymemcg.Sampler(adaptive=False) as sampler, Recorder(sampler, path) as recorder:
             deadline = time.monotonic() + 30
             while recorder.write() < 300 and time.monotonic() < deadline:
                 with sampler.span("wait", ref="a"):

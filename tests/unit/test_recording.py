@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import glob
 import json
 import os
 import resource
@@ -15,7 +17,8 @@ from ringwriter import ROWS, SPECS, RingWriter, tick
 import pymemcg
 from pymemcg import RecordingError, schema
 from pymemcg.channel import Channel
-from pymemcg.recording import Recorder
+from pymemcg.mounts import IN_MEMORY, file_system
+from pymemcg.recorder import Recorder
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec
 
 INFO = {"target": {"spec": "test"}, "absent": {"high": "cgroup v1 has no memory.high"}}
@@ -54,6 +57,14 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def resident_pages(path) -> int:
+    """How many pages of a recording's columns are in memory."""
+    data = np.memmap(path, np.uint8, mode="r")
+    told = np.empty(data.size // 4096 + 1, np.uint8)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.size), told.ctypes) == 0
+    return int((told[RECORDING_ALIGN // 4096 : data.size // 4096] & 1).sum())
+
+
 def rows_of(window) -> list[int]:
     rows = window["late_ns"].tolist()
     assert window["t_ns"].tolist() == [tick(row)["t_ns"] for row in rows]
@@ -63,7 +74,7 @@ def rows_of(window) -> list[int]:
 
 class TestRoundTrip:
     def test_every_row_once_across_many_wraps(self, writer, path):
-        with Recorder(Live(writer), path, seconds=10) as recorder:
+        with Recorder(Live(writer), path) as recorder:
             for rows in (1, 100, ROWS // 2, ROWS - 1, ROWS - 1, 0, 300):
                 writer.tick(rows)
                 recorder.write()
@@ -74,7 +85,7 @@ class TestRoundTrip:
     def test_rows_before_the_recording_are_not_in_it_but_what_holds_is(self, writer, path):
         writer.put("limits", {"t_ns": 5, "level": 0, "limit_bytes": 4096})
         writer.tick(50)
-        with Recorder(Live(writer), path, seconds=10):
+        with Recorder(Live(writer), path):
             writer.tick(10)
         recording = pymemcg.open(path)
         assert rows_of(recording.usage.window()) == list(range(50, 60))
@@ -82,37 +93,13 @@ class TestRoundTrip:
         assert recording.clock.window()["realtime_ns"].tolist() == [10**18 + 1]
 
     def test_what_the_ring_lapped_is_counted(self, writer, path):
-        with Recorder(Live(writer), path, seconds=10) as recorder:
+        with Recorder(Live(writer), path) as recorder:
             writer.tick(3 * ROWS)
-        assert (recorder.lost, recorder.cut) == (3 * ROWS - (ROWS - 1), 0)
+        assert recorder.lost == 3 * ROWS - (ROWS - 1)
         assert rows_of(pymemcg.open(path).usage.window()) == list(range(3 * ROWS - (ROWS - 1), 3 * ROWS))
 
-    def test_more_than_there_is_room_for_is_counted_and_what_fitted_is_whole(self, writer, path):
-        with Recorder(Live(writer), path, seconds=0.001) as recorder:
-            for _ in range(60):
-                writer.tick(ROWS // 2)
-                recorder.write()
-        rows = rows_of(pymemcg.open(path).usage.window())
-        assert rows == list(range(len(rows)))
-        assert len(rows) + recorder.cut == writer.heads["usage"]
-        assert (recorder.lost, recorder.cut > 0) == (0, True)
-
-    @pytest.mark.parametrize("processes", [1, 60, 200])
-    def test_room_for_processes_by_how_many_there_are(self, processes, path):
-        """They may become four times as many, or 64, all the time: ten rows a second each, for an hour."""
-        hour, capacity = 3600, 10 * processes * 30
-        writer = RingWriter((*SPECS, ChannelSpec("processes", 100_000_000, capacity, {"t_ns": "ns", "pid": ""})))
-        for number in range(20 * processes):
-            writer.put("processes", {"t_ns": 1 + number // processes * 100_000_000, "pid": 1 + number % processes})
-        recorder = Recorder(Live(writer), path, seconds=hour)
-        part = pymemcg.open(f"{path}.part")
-        assert part.processes.capacity >= max(64, 4 * processes) * 10 * hour
-        assert os.stat(f"{path}.part").st_blocks * 512 < 1 << 20, "it is sparse"
-        recorder.close()
-        os.close(writer.fd)
-
     def test_units_info_and_absence_come_back(self, writer, path):
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(1)
         recording = pymemcg.open(path)
         assert recording.info == INFO
@@ -124,7 +111,7 @@ class TestRoundTrip:
 
     def test_cursors_and_frames_work_as_on_a_live_ring(self, writer, path):
         pd = pytest.importorskip("pandas")
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(5)
         recording = pymemcg.open(path)
         window, cursor, lost = recording.usage.read()
@@ -134,7 +121,7 @@ class TestRoundTrip:
 
     def test_an_exactly_full_recording_lends_all_its_rows(self, writer, path):
         writer.tick(10)
-        with Recorder(Live(writer), path, seconds=30) as recorder:
+        with Recorder(Live(writer), path) as recorder:
             wanted = RECORDING_ALIGN // 8
             while recorder.write() < wanted:
                 writer.tick(min(ROWS - 1, wanted - (writer.heads["usage"] - 10)))
@@ -146,7 +133,7 @@ class TestRoundTrip:
         assert (len(window), lost) == (wanted, 0)
 
     def test_a_channel_that_closed_says_so_in_the_recording_too(self, writer, path):
-        with Recorder(Live(writer), path, seconds=1) as recorder:
+        with Recorder(Live(writer), path) as recorder:
             writer.tick(5)
             recorder.write()
             writer.close("usage", 4711, 19)
@@ -157,7 +144,7 @@ class TestRoundTrip:
     def test_an_event_speaks_of_the_recordings_own_channels(self, writer, path):
         """MEMCG_EVENT_CLOSED carries a position in the channel table; the recording's table must be meant."""
         position = writer.ring.tables["node"].index
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.put("events", {"t_ns": 1, "since_ns": 1, "kind": 2, "value": position << 32 | 19})
         recording = pymemcg.open(path)
         (value,) = recording.events.window()["value"].tolist()
@@ -165,18 +152,105 @@ class TestRoundTrip:
         assert recording.node.position == value >> 32
 
 
+class TestParts:
+    """A long recording is written in parts, which are one when it ends."""
+
+    def write(self, recorder, writer, times=5) -> None:
+        for n in range(times):
+            writer.tick(10 + n)
+            recorder.write()
+
+    def parts(self, path) -> list[str]:
+        """In their order."""
+        return sorted(glob.glob(f"{path}.*"), key=lambda name: (not name.endswith("whole"), len(name), name))
+
+    def rows(self, names) -> list[int]:
+        return [row for name in names for row in rows_of(pymemcg.open(name).usage.window())]
+
+    @pytest.fixture
+    def soon(self, monkeypatch):
+        """The next part begins at each `write`."""
+        monkeypatch.setattr("pymemcg.recorder.SEGMENT_S", 0)
+
+    def test_by_time(self, soon, writer, path, tmp_path):
+        with Recorder(Live(writer), path) as recorder:
+            self.write(recorder, writer)
+            names = self.parts(path)
+            assert len(names) == 6
+            assert self.rows(names) == list(range(60))
+        assert os.listdir(tmp_path) == ["run.pmc"]
+        recording = pymemcg.open(path)
+        assert rows_of(recording.usage.window()) == list(range(60))
+        assert recording.clock.window()["realtime_ns"].tolist() == [10**18 + 1]
+
+    def test_by_room(self, monkeypatch, writer, path):
+        monkeypatch.setattr("pymemcg.recorder.SEGMENT_S", 1)
+        with Recorder(Live(writer), path) as recorder:
+            room = pymemcg.open(f"{path}.part").usage.capacity
+            while writer.heads["usage"] < 2.5 * room:
+                writer.tick(ROWS - 1)
+                recorder.write()
+            names = self.parts(path)
+            assert len(names) == 3
+            assert pymemcg.open(names[0]).usage.head == room
+            assert self.rows(names) == list(range(writer.heads["usage"]))
+        assert rows_of(pymemcg.open(path).usage.window()) == list(range(writer.heads["usage"]))
+        assert recorder.lost == 0
+
+    @pytest.mark.parametrize("after", range(6))
+    def test_all_is_somewhere_while_they_become_one(self, after, soon, monkeypatch, writer, path):
+        recorder = Recorder(Live(writer), path)
+        self.write(recorder, writer)
+        drop, dropped = Recorder._drop, []
+
+        def interrupted(self, part):
+            if len(dropped) == after:
+                raise KeyboardInterrupt
+            dropped.append(part.path)
+            drop(self, part)
+
+        monkeypatch.setattr(Recorder, "_drop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.close()
+        names = [path] if os.path.exists(path) else self.parts(path)
+        assert sorted(set(self.rows(names))) == list(range(60))
+        assert len(dropped) == after
+
+    def test_an_error_tells_where_they_are(self, soon, writer, path):
+        recorder = Recorder(Live(writer), path)
+        self.write(recorder, writer)
+        os.mkdir(path)
+        with pytest.raises(RecordingError, match="cannot be written: Is a directory") as caught:
+            recorder.close()
+        assert "is a recording too" in str(caught.value) or "are recordings too" in str(caught.value)
+        left = [name for name in self.parts(path) if name in str(caught.value)]
+        assert sorted(set(self.rows(left))) == list(range(60))
+
+    def test_memory_is_given_back(self, soon, writer, path):
+        """What a part holds is on the disk when the next begins, and need not stay in the page cache."""
+        recorder = Recorder(Live(writer), path)
+        writer.tick(ROWS - 1)
+        recorder.write()
+        assert resident_pages(f"{path}.part.1") > 0
+        recorder.write()
+        if file_system(path + ".part") in IN_MEMORY:
+            pytest.skip("the temporary folder is in memory")
+        assert resident_pages(f"{path}.part.1") == 0
+        recorder.close()
+
+
 class TestFile:
     def test_it_appears_under_its_name_only_when_it_is_whole(self, writer, path, tmp_path):
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(5)
             assert not os.path.exists(path)
         assert os.listdir(tmp_path) == ["run.pmc"]
 
     def test_an_older_recording_stays_until_it_is_replaced(self, writer, path):
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(5)
         old = pymemcg.open(path)
-        with Recorder(Live(writer), path, seconds=1) as recorder:
+        with Recorder(Live(writer), path) as recorder:
             writer.tick(7)
             recorder.write()
             assert rows_of(pymemcg.open(path).usage.window()) == list(range(5))
@@ -184,7 +258,7 @@ class TestFile:
         assert rows_of(old.usage.window()) == list(range(5))
 
     def test_what_a_killed_recorder_leaves_is_readable(self, writer, path):
-        recorder = Recorder(Live(writer), path, seconds=60)
+        recorder = Recorder(Live(writer), path)
         writer.tick(5)
         recorder.write()
         (left,) = [name for name in os.listdir(os.path.dirname(path)) if name.startswith("run.pmc")]
@@ -192,14 +266,14 @@ class TestFile:
         recorder.close()
 
     def test_it_has_no_room_that_is_not_used(self, writer, path):
-        with Recorder(Live(writer), path, seconds=600):
+        with Recorder(Live(writer), path):
             writer.tick(5)
         columns = sum(len(spec.columns) for spec in (*SPECS, *EXTRA))
         assert os.stat(path).st_size <= (columns + 1) * RECORDING_ALIGN
         assert os.stat(path).st_blocks * 512 <= 2 * (columns + 1) * 4096 + 65536
 
     def test_arrays_outlive_the_recording_and_its_file(self, writer, path):
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(100)
         array = pymemcg.open(path).usage.window()["late_ns"]
         os.unlink(path)
@@ -210,7 +284,7 @@ class TestFile:
     def test_nothing_stays_open(self, writer, path):
         before = open_files()
         for _ in range(5):
-            with Recorder(Live(writer), path, seconds=1):
+            with Recorder(Live(writer), path):
                 writer.tick(1)
             pymemcg.open(path)
         assert open_files() == before
@@ -218,7 +292,7 @@ class TestFile:
     def test_where_nothing_can_be_created(self, writer, tmp_path):
         before = open_files()
         with pytest.raises(RecordingError, match=r"no/such/folder/run\.pmc.*cannot be created"):
-            Recorder(Live(writer), tmp_path / "no/such/folder/run.pmc", seconds=1)
+            Recorder(Live(writer), tmp_path / "no/such/folder/run.pmc")
         assert open_files() == before
 
     def test_a_file_that_may_not_grow_so_large(self, writer, path, tmp_path):
@@ -227,7 +301,7 @@ class TestFile:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
             with pytest.raises(pymemcg.MemcgError):
-                Recorder(Live(writer), path, seconds=1)
+                Recorder(Live(writer), path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert open_files() == before
@@ -258,7 +332,7 @@ class TestOpen:
             pymemcg.open(path)
 
     def test_a_recording_that_was_cut_short(self, writer, path):
-        with Recorder(Live(writer), path, seconds=1):
+        with Recorder(Live(writer), path):
             writer.tick(5)
             writer.put("node", {"t_ns": 3, "pswpin": 5})
         size = os.stat(path).st_size
@@ -312,7 +386,7 @@ def tables_by_numpy(path):
 
 @pytest.mark.skipif(np.dtype("=u4") != np.dtype("<u4"), reason="recordings are native-endian and this reads little-endian")
 def test_numpy_alone_reads_a_recording(writer, path):
-    with Recorder(Live(writer), path, seconds=1):
+    with Recorder(Live(writer), path):
         writer.tick(1000 % ROWS)
         writer.put("node", {"t_ns": 3, "pswpin": 5})
     header, tables = tables_by_numpy(path)
@@ -332,7 +406,7 @@ def test_numpy_alone_reads_a_recording(writer, path):
 
 def test_the_sampler_that_is_recorded_may_lack_channels(path):
     writer = RingWriter(SPECS[:1])
-    with Recorder(Live(writer), path, seconds=1):
+    with Recorder(Live(writer), path):
         writer.tick(3)
     recording = pymemcg.open(path)
     assert rows_of(recording.usage.window()) == [0, 1, 2]

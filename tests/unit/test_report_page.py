@@ -18,7 +18,7 @@ from rowwriter import held, limits, ticks, write
 from test_report import HOSTILE, MIB, info, spans
 
 import pymemcg
-from pymemcg.recording import Recorder
+from pymemcg.recorder import Recorder
 from pymemcg.report import html
 from pymemcg.report.colours import PALETTES
 
@@ -62,7 +62,7 @@ def real(tmp_path_factory) -> pymemcg.Recording:
     with sampler:
         if "usage_bytes" not in sampler.usage.names:
             pytest.skip(f"this group's usage cannot be measured: {sampler.absent.get('usage')}")
-        with Recorder(sampler, path, PATIENCE_S) as recorder:
+        with Recorder(sampler, path) as recorder:
             until = time.monotonic() + PATIENCE_S
             while recorder.write() < 1000 or sampler.stat.head < 10:
                 assert time.monotonic() < until, sampler.stats()
