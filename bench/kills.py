@@ -56,7 +56,7 @@ def kill_one(target, path, seconds):
 
 def wrong(recording):
     """What must not be in a file: a row that is half one and half another, or not in order."""
-    found = []
+    found = [f"{what}: {why}" for what, why in recording.missing.items()]
     for name in schema.CHANNELS:
         channel = getattr(recording, name)
         if channel.head and (np.diff(channel.window()[channel.time]) < 0).any():

@@ -58,6 +58,8 @@ class Seat:
         path = self.path if self.ring_fd >= 0 else None
         if path is not None and _lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
             os.unlink(path)
+        if self.ring_fd >= 0:
+            fcntl.flock(self.ring_fd, fcntl.LOCK_UN)  # arrays keep the ring mapped, and with that its lock
         self.abandon()
 
     def abandon(self) -> None:

@@ -168,6 +168,15 @@ class TestStopped:
             for column in kept:
                 assert np.array_equal(window[column][len(window) - len(kept) :], kept[column]), f"{name}.{column}"
 
+    def test_again_while_arrays_of_it_are_used(self, path, group):
+        """A mapping keeps the lock of the file that it is of."""
+        with Sampler(group.spec, ring_file=path) as sampler:
+            until(lambda: sampler.usage.head > 1)
+        kept = sampler.usage.window()["t_ns"]
+        with Sampler(group.spec, ring_file=path):
+            assert created(path.with_name("ring.1")) != created(path)
+        assert kept.size
+
     def test_it_is_allocated_at_the_start_and_nothing_else_stays(self, path, group):
         with leaves_nothing(group.directory), Sampler(group.spec, ring_file=path, history_s=1):
             status = path.stat()
