@@ -24,6 +24,8 @@ pytestmark = pytest.mark.live
 MAPPING_BYTES = 96 * MIB
 ROUNDS = 40 if facts.EMULATED else 120
 """Of requests: what they show is in a few of them, too."""
+KIB = 512 if facts.EMULATED else 2048
+"""That each of them touches."""
 MS = 1_000_000
 
 
@@ -49,12 +51,12 @@ class Setup:
 
 
 ASGI = {
-    "touching": (("/loop/2048", "GET /loop/{kib}"), ("/api/v1/pool/2048", "GET /api/v1/pool/{kib}")),
+    "touching": ((f"/loop/{KIB}", "GET /loop/{kib}"), (f"/api/v1/pool/{KIB}", "GET /api/v1/pool/{kib}")),
     "idle": ("/idle/5", "GET /idle/{ms}"),
     "worker_bytes": 100 * MIB,
 }
 WSGI = {
-    "touching": (("/touch/2048", "GET /touch/2048"),),
+    "touching": ((f"/touch/{KIB}", f"GET /touch/{KIB}"),),
     "idle": ("/idle/5", "GET /idle/5"),
     "worker_bytes": 72 * MIB,
 }
@@ -111,7 +113,7 @@ def fill(server: Server, setup: Setup) -> None:
 
 
 def touch_some(server: Server, setup: Setup, kib: str) -> list[Asked]:
-    return server.ask_all([path.replace("2048", kib) for path, _ in setup.touching] * 8, at_once=8)
+    return server.ask_all([path.replace(str(KIB), kib) for path, _ in setup.touching] * 8, at_once=8)
 
 
 def own_reclaim_ns(one: Asked, reclaim: dict[int, list[tuple[int, int]]]) -> int:
@@ -203,7 +205,7 @@ def test_everything_together(make_group, make_server):
 
     before = some_us(above), some_us(server.group)
     with truth(server, 60) as reclaim:
-        asked = [one for _ in range(ROUNDS // 12) for one in touch_some(server, setup, "2048")]
+        asked = [one for _ in range(ROUNDS // 12) for one in touch_some(server, setup, str(KIB))]
     undisturbed, found = some_us(above) - before[0], some_us(server.group) - before[1]
     assert undisturbed > 10_000, "the group was not short of memory: the test would show nothing"
     assert found >= 0.9 * undisturbed
