@@ -8,7 +8,10 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from pymemcg.recording import Recording
 
 UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -134,6 +137,12 @@ def has_colours(stream: TextIO | None = None) -> bool:
 def painted(text: str, colour: int, *, colours: bool = True) -> str:
     """A text in one of SGR's colours (31 red, 32 green, 33 yellow, 34 blue, 35 magenta, 36 cyan; 1 bold, 2 dim)."""
     return f"\x1b[{colour}m{text}\x1b[0m" if colours and text else text
+
+
+def say_damaged(recording: Recording) -> None:
+    """Say on stderr what of a recording cannot be read."""
+    for name, why in recording.missing.items():
+        print(f"pymemcg: {recording.path} is damaged: {name}: {why}", file=sys.stderr)
 
 
 def has_rich() -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._progress import progress
-from pymemcg.cli._text import number, size
+from pymemcg.cli._text import number, say_damaged, size
 from pymemcg.errors import MemcgError
 from pymemcg.export import SUFFIXES, Written, export, rows_to_read, write_one
 from pymemcg.schema import CHANNELS
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "-" and args.to != "csv" and sys.stdout.isatty():
         args.refuse("this is for no terminal: give stdout to a file or a program")
     recording = open_recording(args.file)
+    say_damaged(recording)
     with _bar(recording, args.channel, args.to) as tell:
         if args.output == "-":
             written = [Written("stdout", _to_stdout(recording, args.to, args.channel, tell), 0)]

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Report."""
-    from pymemcg.export._part import Part
+    from pymemcg.export._part import Part, unwritten
     from pymemcg.fleet import report
 
     with ExitStack() as stack:
@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
                 tell=lambda done, of: told(done / of, f"{number(done)} of {number(of)} runs"),
             )
         if part is not None:
-            found.write(part.file)
+            try:
+                found.write(part.file)
+            except OSError as error:
+                raise unwritten(part.path, error) from error
             part.keep()
     print(json.dumps(found.to_dict()) if args.json else "\n".join(_lines(found)))
     return 0

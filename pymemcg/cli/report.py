@@ -11,6 +11,8 @@ import argparse
 import sys
 from typing import Final
 
+from pymemcg.cli._text import say_damaged
+
 HELP: Final = "make a page to look at of a recording"
 
 
@@ -27,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from pymemcg.report import html
 
     recording = open_recording(args.file)
+    say_damaged(recording)
     if args.output == "-":
         sys.stdout.buffer.write(html(recording).encode())
         return 0

@@ -11,14 +11,13 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._arguments import add_evidence, duration, short_duration
 from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
-from pymemcg.cli._text import has_colours, terminal_width
+from pymemcg.cli._text import has_colours, say_damaged, terminal_width
 from pymemcg.errors import NotSupported, SourceError
 
 if TYPE_CHECKING:
@@ -76,8 +75,7 @@ def _of_recording(args: argparse.Namespace) -> None:
     from pymemcg.stalls import stalls
 
     recording = open_recording(args.source)
-    for name, why in recording.missing.items():
-        print(f"pymemcg: {recording.path} is damaged: {name}: {why}", file=sys.stderr)
+    say_damaged(recording)
     evidence: dict[str, str | None] = recording.info.get("evidence", {})
     if args.evidence != "auto" and evidence.get(args.evidence, "") is not None:
         why = evidence.get(args.evidence) or "the recording does not have it"

@@ -285,6 +285,7 @@ def absent_table(recording: Recording) -> Table:
             absent[f"{name}, to the end"] = channel.closed
         elif not channel.names:
             absent.setdefault(name, "this recording has no such channel")
+    absent |= {f"{name}, which is damaged": why for name, why in recording.missing.items()}
     return Table("What was absent", ("what ", "why "), [(str(what), str(why)) for what, why in absent.items()])
 
 

@@ -26,6 +26,7 @@ from rowwriter import MS, T0
 import pymemcg
 from pymemcg import NotSupported, RecordingError, Sampler, schema
 from pymemcg._ffi import NONE, ffi
+from pymemcg.cli import main
 from pymemcg.postmortem import postmortem
 from pymemcg.recorder import Recorder
 from pymemcg.ring import RECORDING_ALIGN, Ring
@@ -342,6 +343,18 @@ class TestWhatIsLeft:
         assert rows - 2 <= times.size < rows, "by 2 ms it is as wrong as one of the rows beside it"
         assert times.size == rows - 1 or bit == 21
         assert np.isin(times, complete).all()
+
+    @pytest.mark.parametrize("command", ["stalls {}", "export {} --to csv --channel usage -o -", "report {} -o {}.html"])
+    def test_commands_tell_of_it(self, command, stalled, tmp_path, capfd):
+        path = tmp_path / "cut.memcg"
+        path.write_bytes(stalled.read_bytes()[:-70_000])
+        missing = pymemcg.open(path).missing
+        assert main([word.format(path) for word in command.split()]) == 0
+        said = capfd.readouterr().err
+        for name, why in missing.items():
+            assert f"pymemcg: {path} is damaged: {name}: {why}\n" in said
+        if command.startswith("report"):
+            assert "which is damaged" in Path(f"{path}.html").read_text()
 
     def test_rows_of_nonsense_between_good_ones(self, stalled, tmp_path):
         complete = pymemcg.open(stalled).usage.window()["t_ns"]
