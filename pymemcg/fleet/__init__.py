@@ -46,10 +46,9 @@ class Report:
 
     def write(self, sink: IO[bytes]) -> None:
         """Write the stalls as Parquet."""
-        from pymemcg.export import parquet
+        from pymemcg.export._pyarrow import part
 
-        with parquet.writer(sink, self.stalls.schema) as writer:
-            writer.write_table(self.stalls)
+        part("parquet").write_table(self.stalls, sink, compression="zstd")
 
 
 def _nothing_told(_done: int, _of: int) -> None:

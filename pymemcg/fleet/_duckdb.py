@@ -15,4 +15,6 @@ __all__ = ["connected", "duckdb"]
 
 def connected(**config: str) -> duckdb.DuckDBPyConnection:
     """A database in memory, on one thread: the processes are many."""
-    return duckdb.connect(config={"threads": 1, "enable_progress_bar": False, **config})
+    database = duckdb.connect(config={"threads": 1, **config})
+    database.execute("set enable_progress_bar = false")  # it would be among what a command prints
+    return database

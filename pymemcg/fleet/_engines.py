@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -46,23 +47,26 @@ def engine(name: str, workers: int | None) -> Iterator[Apply]:
     if name not in ENGINES:
         raise ValueError(f"engine={name!r}: expected one of {', '.join(ENGINES)}")
     count = workers or len(os.sched_getaffinity(0))
-    with _dask(count) if name == "dask" else _processes(count) as mapping:
+    started = _dask if name == "dask" else _processes
+    # Of this process, so that what workers leave there when they are killed goes with it.
+    with tempfile.TemporaryDirectory(prefix="pymemcg-fleet-") as folder, started(count, folder) as mapping:
         yield mapping
 
 
 # ---- Processes of this machine -------------------------------------------------------------------------------------
 
 
-def _quiet() -> None:
+def _begin(folder: str) -> None:
     """Ctrl-C goes to all processes of a terminal: who asked for the report says what is to be said."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    tempfile.tempdir = folder
 
 
 @contextmanager
-def _processes(count: int) -> Iterator[Apply]:
+def _processes(count: int, folder: str) -> Iterator[Apply]:
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that DuckDB's and Arrow's threads hold
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_quiet)
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(folder,))
     try:
         yield executor.map
     except BrokenProcessPool as error:
@@ -79,7 +83,7 @@ def _processes(count: int) -> Iterator[Apply]:
 
 
 @contextmanager
-def _dask(count: int) -> Iterator[Apply]:
+def _dask(count: int, folder: str) -> Iterator[Apply]:
     try:
         import dask
         from distributed import Client, KilledWorker, LocalCluster
@@ -96,6 +100,8 @@ def _dask(count: int) -> Iterator[Apply]:
                         processes=True,
                         dashboard_address=None,
                         silence_logs=logging.ERROR,
+                        local_directory=folder,
+                        env={"TMPDIR": folder},
                     )
                 )
             client = stack.enter_context(Client(address, set_as_default=False))

@@ -119,7 +119,7 @@ class Reader:
         newest = "from levels qualify row_number() over (partition by level order by t_ns desc) = 1 order by t_ns, level"
         standing = rows.query("levels", newest).to_arrow_table()
         if self._standing is not None:
-            both = self._database.from_arrow(pa.concat_tables([self._standing, standing]))
+            both: Any = self._database.from_arrow(pa.concat_tables([self._standing, standing]))
             standing = both.query("levels", newest).to_arrow_table()
         self._standing = standing
 
@@ -135,9 +135,10 @@ class Reader:
         for channel in self._units:
             for file in self._run.files.get(channel, ()):
                 try:
-                    rows = self._select(channel, [file.path], -NONE, NONE)
-                    rows.aggregate(", ".join(f'max("{name}")' for name in rows.columns)).fetchall()
-                except duckdb.Error as error:
+                    rows = pa.RecordBatchReader.from_stream(self._select(channel, [file.path], -NONE, NONE))
+                    for _ in rows:  # no aggregate: the footer's statistics might answer for the rows
+                        pass
+                except (duckdb.Error, pa.ArrowException, OSError) as error:
                     found[file.path] = str(error).splitlines()[0]
         return found
 
