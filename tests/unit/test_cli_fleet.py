@@ -17,7 +17,6 @@ from pyarrow import parquet as pq
 from pymemcg.cli import main
 from pymemcg.fleet import report
 
-
 INSIDE = {"target": {"directory": "/sys/fs/cgroup", "levels": [{"name": "/"}]}}
 """What a container sees of its group."""
 
