@@ -168,6 +168,13 @@ def _beside(folder: str, known: set[str]) -> Iterator[Note]:
 
 def looked_into(run: Listed) -> Run | tuple[Note, ...]:
     """A run as the footers of its files tell of it; notes where none of them can be read."""
+    try:
+        return _looked_into(run)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one run, the others are told of
+        return (Note(run.host, run.run, f"left out: {type(error).__name__}: {error}"),)
+
+
+def _looked_into(run: Listed) -> Run | tuple[Note, ...]:
     notes: list[Note] = []
     files: dict[str, tuple[File, ...]] = {}
     said: dict[str, dict[str, Any]] = {}

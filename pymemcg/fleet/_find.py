@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pymemcg._stall import POLICY
-from pymemcg.errors import MemcgError
 from pymemcg.export._chunks import chunks
-from pymemcg.export._pyarrow import pa
 from pymemcg.fleet._dataset import Note
-from pymemcg.fleet._duckdb import duckdb
 from pymemcg.fleet._reader import Reader
 from pymemcg.stalls import stalls
 
@@ -80,13 +77,20 @@ def find(run: Run, slicing: Slicing = Slicing()) -> Found:
     with tempfile.TemporaryDirectory(prefix="pymemcg-fleet-") as folder:
         try:
             return _found(run, slicing, folder)
-        except (duckdb.Error, pa.ArrowException, MemcgError) as error:
-            with Reader(run, folder) as reader:
-                damaged = reader.damaged()
-            why = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one run, the others are told of
+            damaged = _damaged(run, folder)
             if not damaged:
-                return Found(run, notes=[*run.notes, run.lacks(f"left out: {why}")])
+                return Found(run, notes=[*run.notes, run.lacks(f"left out: {type(error).__name__}: {error}")])
         return find(run.without(damaged), slicing)
+
+
+def _damaged(run: Run, folder: str) -> dict[str, str]:
+    """Files whose rows cannot be read; none where something else is wrong with the run."""
+    try:
+        with Reader(run, folder) as reader:
+            return reader.damaged()
+    except Exception:  # noqa: BLE001 - as before
+        return {}
 
 
 def _found(run: Run, slicing: Slicing, folder: str) -> Found:

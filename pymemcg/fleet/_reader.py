@@ -89,7 +89,10 @@ class Reader:
             of = self._run.said["channels"][channel]
             closed = of["closed_at"] if of["closed_at"] and of["closed_at"][0] < until_ns else None
             channels[channel] = {**of, "units": units, "closed_at": closed}
-        return {**self._run.said, "channels": channels}
+        info = self._run.said["info"]
+        if "spans" not in channels:
+            info = {key: value for key, value in info.items() if key != "spans"}
+        return {**self._run.said, "info": info, "channels": channels}
 
     def _rows(self, channel: str, since_ns: int, until_ns: int) -> Any:
         """A relation of the rows that speak of that time; None where no file has such."""

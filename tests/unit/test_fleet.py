@@ -233,6 +233,14 @@ class TestWhatIsMissing:
         (row,) = told.targets
         assert (row["host"], row["sampled_ns"], row["stalls"], row["stall_ns_per_hour"]) == ("a", 0, 0, None)
 
+    def test_a_run_that_says_nonsense_of_itself(self, recordings, tmp_path):
+        put(tmp_path, recordings["bursts"], host="a", run=run_id(1), info={"target": 7})
+        put(tmp_path, recordings["bursts"], host="b", run=run_id(2), info={"evidence": {"trace": None}, "spans": {"pid": 7}})
+        told = report(tmp_path, workers=1)
+        assert [note.host for note in told.notes if note.what.startswith("left out: ")] == ["a"]
+        (row,) = told.targets
+        assert row["stalls"] > 0, "that it had no spans is no reason to leave it out"
+
     def test_what_lies_beside_the_files(self, recordings, tmp_path):
         put(tmp_path, recordings["threads"], host="a", run=run_id(1))
         (tmp_path / "usage/host=gone/date=2026-01-01").mkdir(parents=True)
