@@ -11,12 +11,14 @@
 
 #include "sampler.h"
 
+static const uint64_t PATIENCE = 5; /* who waits for its turn looks so many times less often: the ring holds seconds */
+
 struct memcg_copy {
     int file_fd;
     uint64_t period_ns;
     const struct memcg_ring_header *header; /* the ring, mapped whole and read-only */
     size_t bytes;
-    uint64_t head[MEMCG_CHANNELS]; /* what the file has; taken from the file with its lock */
+    uint64_t head[MEMCG_CHANNELS], closed_ns[MEMCG_CHANNELS]; /* what the file has; taken from the file with its lock */
     pthread_t thread;
     uint32_t stop;
     int state; /* as memcg_copy_state() says it */
@@ -80,8 +82,12 @@ static int copy_channel(struct memcg_copy *copy, uint32_t index)
             return rc;
         copy->head[index] = head;
     }
+    uint64_t closed_ns = __atomic_load_n(&channel->closed_ns, __ATOMIC_ACQUIRE);
+    if (closed_ns == copy->closed_ns[index])
+        return 0;
+    copy->closed_ns[index] = closed_ns; /* 0 again after a takeover that could open it */
     int rc = put_word(copy, &channel->closed_errno, load_relaxed(&channel->closed_errno));
-    return rc != 0 ? rc : put_word(copy, &channel->closed_ns, __atomic_load_n(&channel->closed_ns, __ATOMIC_ACQUIRE));
+    return rc != 0 ? rc : put_word(copy, &channel->closed_ns, closed_ns);
 }
 
 static int copy_round(struct memcg_copy *copy)
@@ -105,6 +111,7 @@ static int take_over(struct memcg_copy *copy)
         if (n != (ssize_t)sizeof channel)
             return n < 0 ? -errno : -EBADMSG;
         copy->head[i] = channel.head;
+        copy->closed_ns[i] = channel.closed_ns;
     }
     return 0;
 }
@@ -131,8 +138,9 @@ static void *run(void *argument)
     uint64_t now = now_ns(), deadline = now;
     do {
         turn(copy);
+        uint64_t period = memcg_copy_state(copy) == 0 ? copy->period_ns * PATIENCE : copy->period_ns;
         now = now_ns();
-        deadline = deadline + copy->period_ns > now ? deadline + copy->period_ns : now + copy->period_ns;
+        deadline = deadline + period > now ? deadline + period : now + period;
     } while (!memcg_thread_wait(&copy->stop, now, deadline));
     return NULL;
 }
