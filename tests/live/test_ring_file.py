@@ -21,7 +21,7 @@ from pymemcg import Sampler, SourceError, schema
 
 pytestmark = pytest.mark.live
 
-KILLS = 12
+KILLS = 8
 COPY_MS = 200
 
 
