@@ -113,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m bench.fleet", description=__doc__)
     parser.add_argument("--hosts", type=int, default=100)
     parser.add_argument("--sample", type=float, default=8, metavar="S", help="how long each service is sampled")
-    parser.add_argument("--history", type=float, default=180, metavar="S", help="how long each host's history is")
+    parser.add_argument("--history", type=float, default=120, metavar="S", help="how long each host's history is")
     parser.add_argument("--pairs", type=int, default=3, help="0 = only compare the results")
     args = parser.parse_args()
     print(describe())

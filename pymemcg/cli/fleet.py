@@ -27,7 +27,9 @@ HELP: Final = "find and add up the stalls of many hosts"
 
 _SHOWN: Final = 20
 """Rows of a table, and notes; --json has all."""
-_NAME_WIDTH: Final = 40
+_OTHERS: Final = 88
+"""Columns that a row of services takes beside its name."""
+_LEAST_NAME: Final = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +124,7 @@ _HOUR_TITLES: Final = ("hour", "targets", "sampled", "stalls", "stalled/h", "lim
 
 def _service(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        *(elided(row["service"], _NAME_WIDTH), number(row["targets"]), span(row["sampled_ns"])),
+        *(elided(row["service"], max(_LEAST_NAME, terminal_width() - _OTHERS)), number(row["targets"]), span(row["sampled_ns"])),
         *(number(row["stalls"]), span(row["stall_ns_per_hour"]), span(row["worst_ns"]), row["cause"] or UNKNOWN),
         *(number(row["limit_hits_per_hour"]), number(row["span_hits_per_hour"])),
     )
