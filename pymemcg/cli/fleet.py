@@ -123,8 +123,9 @@ _HOUR_TITLES: Final = ("hour", "targets", "sampled", "stalls", "stalled/h", "lim
 
 
 def _service(row: Mapping[str, Any]) -> tuple[str, ...]:
+    name = elided(row["service"], max(_LEAST_NAME, terminal_width() - _OTHERS))
     return (
-        *(elided(row["service"], max(_LEAST_NAME, terminal_width() - _OTHERS)), number(row["targets"]), span(row["sampled_ns"])),
+        *(name, number(row["targets"]), span(row["sampled_ns"])),
         *(number(row["stalls"]), span(row["stall_ns_per_hour"]), span(row["worst_ns"]), row["cause"] or UNKNOWN),
         *(number(row["limit_hits_per_hour"]), number(row["span_hits_per_hour"])),
     )
