@@ -10,7 +10,6 @@ from glob import escape, iglob
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from pymemcg._ffi import NONE
 from pymemcg.errors import RecordingError
 from pymemcg.export._pyarrow import pa, part
 from pymemcg.export.parquet import provenance_of, runs
@@ -57,6 +56,7 @@ class File:
         rows: How many it has.
         first_ns: The least time of its rows (CLOCK_MONOTONIC); None = it has none.
         last_ns: The greatest.
+        open_ended: It has intervals that had no end when sampling ended.
     """
 
     path: str
@@ -64,6 +64,13 @@ class File:
     rows: int
     first_ns: int | None
     last_ns: int | None
+    open_ended: bool = False
+
+    def speaks_of(self, since_ns: int, until_ns: int) -> bool:
+        """Whether there may be rows of that time."""
+        if self.first_ns is None or self.last_ns is None:
+            return False
+        return self.first_ns < until_ns and (self.open_ended or self.last_ns >= since_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +220,13 @@ def _file(path: str, channel: str) -> File:
         groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
         first = [group.column(names.index(since)).statistics for group in groups if group.num_rows]
         last = [group.column(names.index(until)).statistics for group in groups if group.num_rows]
-        open_ended = any(one.null_count for one in last)
         first_ns = min((one.min for one in first if one.has_min_max), default=None)
-        last_ns = NONE if open_ended else max((one.max for one in last if one.has_min_max), default=None)
+        last_ns = max((one.max for one in [*first, *last] if one.has_min_max), default=None)
+        open_ended = any(one.null_count for one in last)
     except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
         raise RecordingError(f"cannot be read: {error}", path=path) from error
     number = _NUMBER.search(path)
-    return File(path, int(number[1]) if number else 0, footer.num_rows, first_ns, last_ns)
+    return File(path, int(number[1]) if number else 0, footer.num_rows, first_ns, last_ns, open_ended)
 
 
 def _lacking(run: Run) -> Iterator[Note]:

@@ -109,9 +109,10 @@ def _dask(count: int, folder: str) -> Iterator[Apply]:
             raise MemcgError(f"the dask cluster {address or ''} cannot be had: {error}") from error
 
         def mapping(task: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-            futures = client.map(task, items, pure=False)
+            futures = [client.submit(task, item, pure=False) for item in items]  # one graph of all might be large
             for future in futures:
                 yield future.result()
+                future.release()
 
         try:
             yield mapping

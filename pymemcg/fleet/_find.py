@@ -12,6 +12,7 @@ import numpy as np
 
 from pymemcg._stall import POLICY
 from pymemcg.export._chunks import chunks
+from pymemcg.export._pyarrow import pa
 from pymemcg.fleet._dataset import Note
 from pymemcg.fleet._reader import Reader
 from pymemcg.stalls import stalls
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
     from pymemcg.recording import Recording
 
 _S: Final = 10**9
+_NUMBERS: Final = (
+    *("start_ns", "end_ns", "stall_ns", "stall_lo_ns", "stall_hi_ns", "longest_ns", "cpu_wait_ns", "intervals", "limit_hits"),
+    *("reclaimed_pages", "usage_bytes", "limit_bytes", "anon", "file"),
+)
+_FIELDS: Final = {
+    **dict.fromkeys(_NUMBERS, pa.int64()),
+    "cause": pa.string(),
+    "harmless": pa.bool_(),
+    "evidence": pa.list_(pa.string()),
+    "tids": pa.list_(pa.int64()),
+    "incomplete": pa.string(),
+}
+FOUND: Final = pa.schema([("time", pa.timestamp("ns", "UTC")), *_FIELDS.items()])
+"""A row a stall or harmless episode: when it began by the host's wall clock, and the fields of `Stall`."""
 HOUR_NS: Final = 3600 * _S
 HARM_NS: Final = 1_000_000
 """What a span must have lost to be counted as hit, as in `Recording.summary`."""
@@ -59,14 +74,14 @@ class Found:
 
     Attributes:
         run: Which.
-        stalls: Stalls and episodes, in order of their beginning, with CLOCK_REALTIME of that.
+        stalls: Stalls and episodes, in order of their beginning, by `FOUND`.
         sampled_ns: How long it was sampled, by the hour (CLOCK_REALTIME of its beginning, ns).
         span_hits: Spans that reclaim took a millisecond from, by the hour in which they ended; None = no spans were recorded.
         notes: What the figures lack.
     """
 
     run: Run
-    stalls: list[tuple[int, Stall]] = field(default_factory=list)
+    stalls: pa.Table = field(default_factory=FOUND.empty_table)
     sampled_ns: dict[int, int] = field(default_factory=dict)
     span_hits: dict[int, int] | None = None
     notes: list[Note] = field(default_factory=list)
@@ -97,9 +112,10 @@ def _found(run: Run, slicing: Slicing, folder: str) -> Found:
     found = Found(run, notes=list(run.notes))
     if any(file.rows for file in run.files.get("spans", ())):
         found.span_hits = {}
+    tables = [found.stalls]
     with Reader(run, folder) as reader:
         for part in slices(run, reader, slicing):
-            found.stalls += zip(_realtime(part.recording, [stall.start_ns for stall in part.stalls]), part.stalls, strict=True)
+            tables.append(_table(part))
             _add_sampled(found.sampled_ns, part)
             if found.span_hits is not None:
                 _add_span_hits(found.span_hits, part)
@@ -108,7 +124,13 @@ def _found(run: Run, slicing: Slicing, folder: str) -> Found:
             last = part
         if found.sampled_ns:
             found.notes += _clock(run, last.recording)
+    found.stalls = pa.concat_tables(tables)
     return found
+
+
+def _table(part: Slice) -> pa.Table:
+    columns = {name: [getattr(stall, name) for stall in part.stalls] for name in _FIELDS}
+    return pa.table({"time": _realtime(part.recording, columns["start_ns"]), **columns}, schema=FOUND)
 
 
 # ---- Slices --------------------------------------------------------------------------------------------------------
@@ -176,7 +198,7 @@ def _next(run: Run, since_ns: int) -> int:
         max(since_ns, file.first_ns)
         for files in run.files.values()
         for file in files
-        if file.first_ns is not None and (file.last_ns or 0) >= since_ns
+        if file.first_ns is not None and file.last_ns is not None and file.last_ns >= since_ns
     ]
     return min(later, default=since_ns)
 

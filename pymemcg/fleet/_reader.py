@@ -96,11 +96,7 @@ class Reader:
 
     def _rows(self, channel: str, since_ns: int, until_ns: int) -> Any:
         """A relation of the rows that speak of that time; None where no file has such."""
-        paths = [
-            file.path
-            for file in self._run.files.get(channel, ())
-            if file.first_ns is not None and file.first_ns < until_ns and (file.last_ns or 0) >= since_ns
-        ]
+        paths = [file.path for file in self._run.files.get(channel, ()) if file.speaks_of(since_ns, until_ns)]
         return self._select(channel, paths, since_ns, until_ns) if paths else None
 
     def _select(self, channel: str, paths: Sequence[str], since_ns: int, until_ns: int) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.export._pyarrow import pa
 from pymemcg.fleet._duckdb import connected
-from pymemcg.fleet._find import HOUR_NS
+from pymemcg.fleet._find import FOUND, HOUR_NS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,19 +15,7 @@ if TYPE_CHECKING:
     from pymemcg.fleet._find import Found
 
 _WHO: Final = ("service", "host", "target", "run")
-_NUMBERS: Final = (
-    *("start_ns", "end_ns", "stall_ns", "stall_lo_ns", "stall_hi_ns", "longest_ns", "cpu_wait_ns", "intervals", "limit_hits"),
-    *("reclaimed_pages", "usage_bytes", "limit_bytes", "anon", "file"),
-)
-_FIELDS: Final = {
-    **dict.fromkeys(_NUMBERS, pa.int64()),
-    "cause": pa.string(),
-    "harmless": pa.bool_(),
-    "evidence": pa.list_(pa.string()),
-    "tids": pa.list_(pa.int64()),
-    "incomplete": pa.string(),
-}
-STALLS: Final = pa.schema([*((name, pa.string()) for name in _WHO), ("time", pa.timestamp("ns", "UTC")), *_FIELDS.items()])
+STALLS: Final = pa.schema([*((name, pa.string()) for name in _WHO), *FOUND])
 """A row a stall or harmless episode: whose, when it began by that host's wall clock, and the fields of `Stall`."""
 _HOURS: Final = pa.schema(
     [*((name, pa.string()) for name in _WHO), *((name, pa.int64()) for name in ("hour", "sampled_ns", "span_hits"))]
@@ -90,7 +78,7 @@ def summed(found: Sequence[Found], stalls: pa.Table) -> dict[str, list[dict[str,
     """
     with connected() as database:
         database.register("hours", _hours_of(found))
-        database.register("arrow_stalls", stalls.set_column(4, "time", stalls["time"].cast(pa.int64())))
+        database.register("arrow_stalls", stalls.set_column(STALLS.names.index("time"), "time", _times(stalls)))
         hour = f"time // {HOUR_NS} * {HOUR_NS} as hour"
         table = f"select *, {hour}, coalesce(harmless, false) as is_harmless from arrow_stalls"  # noqa: S608 - as above
         database.execute(f"create table stalls as {table}")
@@ -99,12 +87,11 @@ def summed(found: Sequence[Found], stalls: pa.Table) -> dict[str, list[dict[str,
 
 def stalls_of(found: Sequence[Found]) -> pa.Table:
     """All stalls and episodes, by `STALLS`."""
-    rows = [
-        {**_who(one), "time": realtime_ns, **{name: getattr(stall, name) for name in _FIELDS}}
-        for one in found
-        for realtime_ns, stall in one.stalls
-    ]
-    return pa.Table.from_pylist(rows, STALLS)
+    tables = [STALLS.empty_table()]
+    for one in found:
+        who = [pa.repeat(value, one.stalls.num_rows) for value in _who(one).values()]
+        tables.append(pa.Table.from_arrays([*who, *one.stalls.columns], schema=STALLS))
+    return pa.concat_tables(tables)
 
 
 def _hours_of(found: Sequence[Found]) -> pa.Table:
@@ -112,11 +99,15 @@ def _hours_of(found: Sequence[Found]) -> pa.Table:
     rows = []
     for one in found:
         spans = one.span_hits
-        hours = {*one.sampled_ns, *(spans or ()), *(at // HOUR_NS * HOUR_NS for at, _ in one.stalls)}
+        hours = {*one.sampled_ns, *(spans or ()), *(at // HOUR_NS * HOUR_NS for at in _times(one.stalls).to_pylist())}
         for hour in sorted(hours) or [None]:
             hits = None if spans is None else spans.get(hour or 0, 0)
             rows.append({**_who(one), "hour": hour, "sampled_ns": one.sampled_ns.get(hour or 0, 0), "span_hits": hits})
     return pa.Table.from_pylist(rows, _HOURS)
+
+
+def _times(stalls: pa.Table) -> pa.ChunkedArray:
+    return stalls["time"].cast(pa.int64())
 
 
 def _who(found: Found) -> dict[str, str]:

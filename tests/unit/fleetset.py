@@ -19,6 +19,8 @@ import pymemcg
 from pymemcg import schema
 from pymemcg.export import parquet
 from pymemcg.export.arrow import KEY, Table, Texts, provenance, without_texts
+from pymemcg.fleet._find import Found
+from pymemcg.stalls import Stall
 
 WALL_NS = 1_790_000_000 * S
 """CLOCK_REALTIME beside CLOCK_MONOTONIC in `captured`."""
@@ -78,6 +80,12 @@ def put(
             os.makedirs(folder, exist_ok=True)
             with parquet.writer(folder / f"{begin:%H%M%S}-{run}-{number:06d}.parquet", rows.schema) as writer:
                 writer.write_table(some, row_group_size=rows_a_group)
+
+
+def stalls_of(found: Found) -> list[Stall]:
+    """What was found in a run, as the detector told it."""
+    rows = found.stalls.drop_columns(["time"]).to_pylist()
+    return [Stall(**{**row, "evidence": tuple(row["evidence"]), "tids": tuple(row["tids"]), "state": "closed"}) for row in rows]
 
 
 def shifted(rows: pa.Table, shift_ns: int, wall_ns: int) -> pa.Table:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from fleetset import ROUND_S, WALL_NS, captured, put
+from fleetset import ROUND_S, WALL_NS, captured, put, stalls_of
 from pyarrow import parquet as pq
 from rowwriter import MS, T0, S, held, limits, ticks, write
 
 import pymemcg
-from pymemcg.errors import RecordingError
+from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.fleet import ENGINES, Report, report, service_of
 from pymemcg.fleet._dataset import listed, looked_into
+from pymemcg.fleet._engines import engine
 from pymemcg.fleet._find import Found, clipped, find
 
 HOUR = 3600 * S
@@ -58,7 +59,7 @@ def dataset(recordings, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(dataset) -> dict[str, Report]:
-    made = {engine: report(dataset, engine=engine, workers=2) for engine in ENGINES}
+    made = {name: report(dataset, engine=name, workers=2) for name in ENGINES}
     assert not multiprocessing.active_children()
     return made
 
@@ -74,10 +75,6 @@ def looked(folder: Path, number: int = 0):
 
 def found_in(folder: Path, number: int = 0) -> Found:
     return find(looked(folder, number))
-
-
-def stalls_in(found: Found) -> list:
-    return [stall for _, stall in found.stalls]
 
 
 class TestTheSame:
@@ -156,6 +153,14 @@ def test_a_cluster_that_runs_is_used(dataset, reports):
     assert there.to_dict() == reports["duckdb"].to_dict()
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_worker_that_dies(name):
+    """As where the OOM killer took it."""
+    with pytest.raises(MemcgError, match=r"a worker.* died"), engine(name, 1) as mapping:
+        list(mapping(os._exit, [7]))
+    assert not multiprocessing.active_children()
+
+
 def test_spans_that_were_hit(tmp_path):
     channels = {
         "usage": ticks(4, hits=[100, 101, 2000]),
@@ -197,7 +202,7 @@ class TestWhatIsMissing:
             file.write(b"\xff" * column.total_compressed_size)
         found = found_in(tmp_path)
         assert [note.what[: len(f"left out: {path}")] for note in found.notes] == [f"left out: {path}"]
-        assert [stall.start_ns for stall in stalls_in(found)] == [stall.start_ns for stall in recordings["bursts"].stalls()]
+        assert [stall.start_ns for stall in stalls_of(found)] == [stall.start_ns for stall in recordings["bursts"].stalls()]
 
     def test_nothing_of_a_run_is_readable(self, recordings, tmp_path):
         put(tmp_path, recordings["bursts"], host="a", run=run_id(1))
@@ -286,7 +291,7 @@ class TestClocksAndTargets:
         first = captured(tmp_path / "first.memcg", "bursts", rounds=2)
         put(tmp_path / "set", first, host="a", run=run_id(1))
         runs, notes = clipped(looked(tmp_path / "set", number) for number in range(2))
-        told = sorted((stall for run in runs for stall in stalls_in(find(run))), key=lambda stall: stall.start_ns)
+        told = sorted((stall for run in runs for stall in stalls_of(find(run))), key=lambda stall: stall.start_ns)
         assert told == list(whole.stalls())
         assert len(notes) == 1
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fleetset import ROUND_S, captured, put
+from fleetset import ROUND_S, captured, put, stalls_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rowwriter import MS, S, held, limits, ticks, write
 
 import pymemcg
+from pymemcg._ffi import NONE
 from pymemcg.fleet._dataset import Run, listed, looked_into
-from pymemcg.fleet._find import Found, Slice, Slicing, find, slices
+from pymemcg.fleet._find import Slice, Slicing, find, slices
 from pymemcg.fleet._reader import Reader
 
 ROUNDS = 4
@@ -31,10 +32,6 @@ def run_of(recording: pymemcg.Recording, folder: Path, **how) -> Run:
 def sliced(run: Run, folder: Path, slicing: Slicing) -> list[Slice]:
     with Reader(run, str(folder)) as reader:
         return list(slices(run, reader, slicing))
-
-
-def told(found: Found) -> list:
-    return [stall for _, stall in found.stalls]
 
 
 def cut(length_s: float, around_s: float, most_s: float = 1e6) -> Slicing:
@@ -72,20 +69,20 @@ def pressed(tmp_path_factory) -> Case:
 @given(length_s=st.floats(0.2, 40), around_s=st.floats(4, 20))
 def test_by_tracepoints_exactly_the_same(traced, length_s, around_s):
     found = find(traced.run, cut(length_s, around_s))
-    assert told(found) == traced.stalls
+    assert stalls_of(found) == traced.stalls
     assert sum(found.sampled_ns.values()) == ROUNDS * ROUND_S * S - MS
 
 
 @FEW
 @given(length_s=st.floats(0.2, 40), around_s=st.floats(4, 20))
 def test_by_counters_exactly_the_same(counted, length_s, around_s):
-    assert told(find(counted.run, cut(length_s, around_s))) == counted.stalls
+    assert stalls_of(find(counted.run, cut(length_s, around_s))) == counted.stalls
 
 
 @pytest.mark.parametrize("length_s", [21, 40])
 def test_by_psi_the_same_stalls(pressed, length_s):
     """What a hit costs is learned from the windows before it: fewer of them, and durations differ a little."""
-    found = told(find(pressed.run, cut(length_s, 60)))
+    found = stalls_of(find(pressed.run, cut(length_s, 60)))
     assert [(one.cause, one.harmless, one.limit_hits) for one in found] == [
         (one.cause, one.harmless, one.limit_hits) for one in pressed.stalls
     ]
@@ -125,18 +122,29 @@ def endless(tmp_path) -> Case:
 
 def test_a_slice_grows_where_there_is_no_calm_moment(endless, tmp_path):
     assert [stall.harmless for stall in endless.stalls] == [True]
-    assert told(find(endless.run, cut(5, 4))) == endless.stalls
+    assert stalls_of(find(endless.run, cut(5, 4))) == endless.stalls
     assert len(sliced(endless.run, tmp_path, cut(5, 4))) <= 2
 
 
 def test_what_never_ends_is_told_in_parts(endless):
     found = find(endless.run, cut(5, 4, most_s=10))
-    parts, whole = told(found), endless.stalls[0]
+    parts, whole = stalls_of(found), endless.stalls[0]
     assert len(parts) == 5
     assert sum(part.stall_ns for part in parts) == whole.stall_ns
     assert sum(part.intervals for part in parts) == whole.intervals
     assert (parts[0].start_ns, parts[-1].end_ns) == (whole.start_ns, whole.end_ns)
     assert [note.what for note in found.notes if "parts" in note.what] != []
+
+
+def test_who_was_held_to_the_end(tmp_path):
+    """Its interval has no end, and comes last."""
+    reclaim = held((100, 5, 7), (5000, 3, 7), (30_000, 1, 8))
+    reclaim["end_ns"][-1] = NONE
+    channels = {"usage": ticks(31), "limits": limits((0, 0, 64, 0)), "reclaim": reclaim}
+    case = Case(write(tmp_path / "open.memcg", channels, {"evidence": {"trace": None}}), tmp_path)
+    assert [stall.end_ns is None for stall in case.stalls] == [False, False, True]
+    assert len(sliced(case.run, tmp_path, cut(6, 4))) > 2
+    assert stalls_of(find(case.run, cut(6, 4))) == case.stalls
 
 
 def test_limits_that_were_told_long_before_hold(tmp_path):
