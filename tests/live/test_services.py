@@ -205,7 +205,7 @@ def test_everything_together(make_group, make_server):
 
     before = some_us(above), some_us(server.group)
     with truth(server, 60) as reclaim:
-        asked = [one for _ in range(ROUNDS // 12) for one in touch_some(server, setup, str(KIB))]
+        asked = [one for _ in range(max(ROUNDS // 12, 6)) for one in touch_some(server, setup, "2048")]
     undisturbed, found = some_us(above) - before[0], some_us(server.group) - before[1]
     assert undisturbed > 10_000, "the group was not short of memory: the test would show nothing"
     assert found >= 0.9 * undisturbed
