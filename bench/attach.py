@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -65,10 +66,9 @@ def main():
         a_tick(signal.SIGSTOP)
         looked_on, alone = interleave(lambda: a_tick(signal.SIGCONT), lambda: a_tick(signal.SIGSTOP), args.pairs)
         cost = ratio(looked_on, alone)
-        print(
-            f"a tick with {READERS} readers / without: {cost.value:.3f} ({cost.low:.3f} to {cost.high:.3f}), {cost.pairs} pairs "
-            f"of {args.seconds:g} s; alone {sorted(alone)[len(alone) // 2] / 1000:.2f} us"
-        )
+        interval = f"{cost.value:.3f} ({cost.low:.3f} to {cost.high:.3f})"
+        print(f"a tick with {READERS} readers / without: {interval}, {cost.pairs} pairs of {args.seconds:g} s")
+        print(f"a tick without: {statistics.median(alone) / 1000:.2f} us")
     finally:
         for reader in readers:
             reader.kill()
