@@ -99,7 +99,7 @@ def _dask(count: int, folder: str) -> Iterator[Apply]:
                         threads_per_worker=1,
                         processes=True,
                         dashboard_address=None,
-                        silence_logs=logging.ERROR,
+                        silence_logs=logging.CRITICAL,  # what fails comes back; a worker that is closed may complain
                         local_directory=folder,
                         env={"TMPDIR": folder},
                     )

@@ -65,7 +65,7 @@ class Slicing:
     length_ns: int = 2 * HOUR_NS
     around_ns: int = POLICY.patience_ns + 10 * _S
     calm_ns: int = POLICY.episode_ns
-    most_ns: int = 24 * HOUR_NS
+    most_ns: int = 8 * HOUR_NS
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ def _found(run: Run, slicing: Slicing, folder: str) -> Found:
             if found.span_hits is not None:
                 _add_span_hits(found.span_hits, part)
             if part.torn:
-                found.notes.append(run.lacks("what went on for more than a day is told in parts, each of a day"))
+                found.notes.append(run.lacks("what went on for hours without a calm moment is told in parts"))
             last = part
         if found.sampled_ns:
             found.notes += _clock(run, last.recording)
