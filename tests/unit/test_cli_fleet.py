@@ -101,7 +101,7 @@ def test_it_ends_when_it_is_asked_to(dataset, tmp_path, name):
         assert "Traceback" not in process.stderr.read()
     assert len(children) > 1
     while any(map(lives, children)) and time.monotonic() < until:
-        time.sleep(0.01)  # Python's own helper ends when it notices that nobody is left
+        time.sleep(0.01)  # Python's resource tracker ends when it notices that nobody is left
     assert not any(map(lives, children))
     assert list(tmp_path.iterdir()) == []
 
