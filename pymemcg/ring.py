@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pymemcg._ffi import check_ring, ffi, lib, text
+from pymemcg._said import whole_info
 from pymemcg.errors import RecordingError
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+MAGIC = b"PYMEMCG\0"
+"""What a ring begins with, from when it is whole."""
 
 RECORDING_ALIGN = 65536
 """Columns of a recording begin on multiples of this, the largest page that Linux uses, so that any machine can map them."""
@@ -115,12 +119,9 @@ class _Memory:
 
 def _info(data: bytes, path: str) -> dict[str, Any]:
     try:
-        info = json.loads(data or b"{}")
-    except ValueError as error:
-        raise RecordingError(f"is damaged: what it says of itself is no JSON: {error}", path=path) from error
-    if not isinstance(info, dict):
-        raise RecordingError("is damaged: what it says of itself is no JSON object", path=path)
-    return info
+        return whole_info(data)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RecordingError(f"is damaged: what it says of itself: {error}", path=path) from error
 
 
 class Ring:
