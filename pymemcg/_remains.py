@@ -19,7 +19,7 @@ from pymemcg import schema
 from pymemcg._ffi import NONE, ffi, lib, text
 from pymemcg._said import info_of
 from pymemcg.errors import RecordingError
-from pymemcg.ring import Table, is_used
+from pymemcg.ring import MAGIC, Table, is_used
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from pymemcg._order import Ranges
 
-_MAGIC: Final = b"PYMEMCG\0"
 _HEADER, _CHANNEL, _COLUMN = "struct memcg_ring_header", "struct memcg_channel_header", "struct memcg_column_header"
 _OF_FILES: Final = ("stat", "node")
 """Channels whose columns are whatever keys a file of the kernel has."""
@@ -101,7 +100,7 @@ class Remains:
     def _read_header(self, fd: int) -> Any:
         wanted = ffi.sizeof(_HEADER)
         data = os.pread(fd, wanted, 0)
-        if data[:8] != _MAGIC:
+        if data[:8] != MAGIC:
             if not data.strip(b"\0"):
                 raise self._damaged("it is empty" if not data else "it begins with zeros")
             raise RecordingError("is damaged or no ring of pymemcg: it does not begin as one", path=self.path)
