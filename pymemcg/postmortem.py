@@ -15,6 +15,7 @@ from pymemcg._ending import COPY_NS, NEAR_BYTES, NEAR_SHARE, NEAR_TICKS, Ending,
 from pymemcg._ffi import NONE, text
 from pymemcg._postmortem import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
 from pymemcg._remains import running_boot_id
+from pymemcg._said import level_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +171,7 @@ class _Examination:
         rows = self._recording.limits.window()
         if len(rows) == 0 or not {"level", "limit_bytes"} <= set(rows.names):
             return ()
-        names = self._names()
+        names = level_names(self._recording.info)
         found = []
         levels = rows["level"]
         for level in sorted(level for level in set(levels[-4096:].tolist()) if 0 <= level < max(1, len(names))):
@@ -195,12 +196,6 @@ class _Examination:
         slope = max(slope, (self._growth(1, None).bytes_per_s or 0.0) / SECOND_NS)
         ticks_ns = NEAR_TICKS * min(max(apart, int(self._state.period_ns)), SECOND_NS)
         return max(0.0, slope) * max(ticks_ns, COPY_NS if self._recording.is_copy else 0)
-
-    def _names(self) -> dict[int, str]:
-        """Level to its path: those that have a usage are sampled."""
-        levels = self._recording.info.get("target", {}).get("levels", [])
-        whole = [level for level in levels if isinstance(level, dict) and "usage" in (level.get("files") or {})]
-        return {number: str(level.get("name")) for number, level in enumerate(whole)}
 
     def _growth(self, seconds: int, nearest: LimitUse | None) -> Growth:
         rows = self._recording.usage.window(seconds=seconds)

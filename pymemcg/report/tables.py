@@ -10,6 +10,7 @@ import numpy as np
 
 from pymemcg import metrics, schema
 from pymemcg._hit import Hit, Hits, SpanSummary, Summary, duration
+from pymemcg._said import level_names
 from pymemcg._version import __version__
 from pymemcg.cli._stalls import Tally, between
 from pymemcg.cli._text import UNKNOWN, number, share, size, span
@@ -245,15 +246,14 @@ def summary_table(summary: Summary) -> Table:
 def limit_table(recording: Recording) -> Table:
     """Every level of the hierarchy: its limits at the end and what was used of them."""
     limits, rows = recording.limits.window(), []
-    levels = recording.info.get("target", {}).get("levels", [])
+    names = level_names(recording.info)
     for level in sorted(set(limits["level"].tolist())) if "level" in limits else []:
         of = np.flatnonzero(limits["level"] == level)
-        name = str(levels[level].get("name", "")) if level < len(levels) else ""
-        known = {column: _known(limits[column][of]) if column in limits else [] for column in schema.LIMITS_UNITS}
+        known = {column: _limited(limits[column][of]) if column in limits else [] for column in schema.LIMITS_UNITS}
         hits = known["hits"]
         rows.append(
             (
-                name or f"level {level}",
+                names.get(level, f"level {level}"),
                 _limit_says(limits, "limit_bytes", of),
                 _limit_says(limits, "high_bytes", of),
                 size(max(known["usage_bytes"])) if len(known["usage_bytes"]) else UNKNOWN,
@@ -264,7 +264,7 @@ def limit_table(recording: Recording) -> Table:
     return Table("Limits", ("group ", "limit", "memory.high", "highest usage seen", "hits"), rows, note=note)
 
 
-def _known(values: Any) -> Any:
+def _limited(values: Any) -> Any:
     return values[values < metrics.UNLIMITED_BYTES]
 
 

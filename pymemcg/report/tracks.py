@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from pymemcg import metrics, schema
+from pymemcg._said import level_names
 from pymemcg.report.downsample import CHUNK, Thinned, floats, thin
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def pressure(recording: Recording, near_ns: Ints) -> Thinned:
 
 def limits(recording: Recording) -> list[Steps]:
     """The limits of every level that has some, those of the group itself first."""
-    channel, levels = recording.limits, recording.info.get("target", {}).get("levels", [])
+    channel, names = recording.limits, level_names(recording.info)
     found: dict[tuple[int, str], list[tuple[int, float]]] = {}
     for t_ns, rows in _parts(channel):
         for kind in ("limit", "high"):
@@ -157,7 +158,7 @@ def limits(recording: Recording) -> list[Steps]:
         kept = steps[-LIMIT_CHANGES:]
         mib = np.array([value for _, value in kept])
         if np.isfinite(mib).any():
-            name = str(levels[level].get("name", f"level {level}")) if level < len(levels) else f"level {level}"
+            name = names.get(level, f"level {level}")
             made.append(Steps(level, kind, name, np.array([at for at, _ in kept], np.int64), mib))
     return made
 

@@ -17,6 +17,7 @@ from rowwriter import MS, T0, S, held, limits, ticks, write
 
 import pymemcg
 from pymemcg._ffi import NONE
+from pymemcg.postmortem import postmortem
 from pymemcg.report import html, tables, tracks
 from pymemcg.report.downsample import floats, thin
 
@@ -61,8 +62,12 @@ def unpacked(column):
     return np.frombuffer(base64.b64decode(column["float64"]), "<f8")
 
 
+USAGE = {"usage": "memory.current"}
+
+
 def info(**more):
-    return {"target": {"directory": "/sys/fs/cgroup/shop", "levels": [{"name": "/shop"}, {"name": "/"}]}, "evidence": {}} | more
+    levels = [{"name": "/shop", "files": USAGE}, {"name": "/", "files": USAGE}]
+    return {"target": {"directory": "/sys/fs/cgroup/shop", "levels": levels}, "evidence": {}} | more
 
 
 def spans(*rows):
@@ -186,6 +191,30 @@ def test_its_stalls_hits_and_limits_are_those_of_the_recording(stalled):
         assert text in page.text
 
 
+def test_a_level_is_named_as_it_was_sampled(tmp_path):
+    """One that lacks the file of its usage is not sampled, and has no number."""
+    levels = [{"name": "/shop", "files": USAGE}, {"name": "/hidden", "files": {}}, {"name": "/", "files": USAGE}]
+    where = {"directory": "/sys/fs/cgroup/shop", "levels": levels}
+    channels = {"usage": ticks(1), "limits": limits((0, 0, 64, 0), (0, 1, 128, 0), (0, -1, 32, 0), (0, 2, 256, 0))}
+    recording = write(tmp_path / "levels.memcg", channels, info(target=where))
+    assert [(step.level, step.name) for step in tracks.limits(recording)] == [
+        (-1, "level -1"),
+        (0, "/shop"),
+        (1, "/"),
+        (2, "level 2"),
+    ]
+    assert [row[0] for row in tables.limit_table(recording).rows] == ["level -1", "/shop", "/", "level 2"]
+
+
+@pytest.mark.parametrize("level", [5, None, {"name": 5}, {"name": "/shop", "files": 5}])
+def test_levels_that_are_damaged(tmp_path, level):
+    where = {"directory": "/sys/fs/cgroup/shop", "levels": [level]}
+    recording = write(tmp_path / "damaged.memcg", {"usage": ticks(1), "limits": limits((0, 0, 64, 0))}, info(target=where))
+    assert "target" in recording.missing["info"]
+    assert "what the file says of target is damaged" in Read(html(recording)).text
+    assert [limit.name for limit in postmortem(recording).limits] == [None]
+
+
 def test_usage_is_there_to_the_byte(stalled):
     columns = Read(html(stalled)).tracks["usage"]["columns"]
     assert (unpacked(columns["usage"]) * MIB).tolist() == stalled.usage.window()["usage_bytes"].tolist()
@@ -206,7 +235,7 @@ def test_a_recording_without_rows_is_an_error(tmp_path):
 
 def test_text_from_outside_is_text(tmp_path):
     said = {"pid": 7, "names": [HOSTILE], "refs": [HOSTILE]}
-    where = {"directory": f"/{HOSTILE}", "levels": [{"name": f"/{HOSTILE}"}], "spec": HOSTILE, "layout": HOSTILE}
+    where = {"directory": f"/{HOSTILE}", "levels": [{"name": f"/{HOSTILE}", "files": USAGE}], "spec": HOSTILE, "layout": HOSTILE}
     channels = {
         "usage": ticks(1),
         "limits": limits((0, 0, 64, 0), (0, 1, 128, 0)),
