@@ -108,7 +108,9 @@ struct memcg_map;
 /* -EBADMSG damaged, -EPROTO another version, -ENOTSUP its alignment is less than a page here. */
 int memcg_map_open(int fd, struct memcg_map **ret_map);
 void memcg_map_free(struct memcg_map *map);
-const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map);
+/* Header, tables and info as they were at the opening, copied: whoever may write the file can change what is mapped. */
+const struct memcg_ring_header *memcg_map_layout(const struct memcg_map *map);
+const struct memcg_ring_header *memcg_map_header(const struct memcg_map *map); /* as mapped: for the state */
 const int64_t *memcg_map_column(const struct memcg_map *map, uint32_t column); /* 2 * capacity elements */
 /* Takes rows [first, end) of a column out of this process's memory until they are read again; the file keeps them. For recordings, of
  * which more is read than a process should hold at once. `end` is at most the capacity. */
@@ -127,7 +129,7 @@ int memcg_copy_start(int ring_fd, int file_fd, uint64_t period_ns, struct memcg_
 void memcg_copy_stop(struct memcg_copy *copy);
 /* In a forked child, where the thread is gone; the parent goes on undisturbed. */
 void memcg_copy_forget(struct memcg_copy *copy);
-/* 1 = it copies, 0 = it waits for the lock, -errno = the file could not be written, and no more is tried. */
+/* 1 = it copies, 0 = it waits for the lock, -errno = the file could not be written; it is tried again, by whoever has the lock. */
 int memcg_copy_state(const struct memcg_copy *copy);
 
 /* ---- Sources: one opened pseudo-file, its values by key ---------------------------------------------------------------------- */

@@ -175,7 +175,7 @@ static bool table_fits(uint64_t *end, uint64_t offset, uint64_t bytes, uint64_t 
     return true;
 }
 
-int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_bytes)
+int memcg_ring_validate_header(const struct memcg_ring_header *header, uint64_t file_bytes)
 {
     if (file_bytes < sizeof *header || memcmp(header->magic, MAGIC, sizeof MAGIC) != 0)
         return -EBADMSG;
@@ -188,7 +188,13 @@ int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_by
         !table_fits(&end, header->columns_offset, header->columns * sizeof(struct memcg_column_header), 8, file_bytes) ||
         !table_fits(&end, header->info_offset, header->info_bytes, 1, file_bytes))
         return -EBADMSG;
-    return validate_channels(header, end);
+    return 0;
+}
+
+int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_bytes)
+{
+    int rc = memcg_ring_validate_header(header, file_bytes);
+    return rc != 0 ? rc : validate_channels(header, header->info_offset + header->info_bytes);
 }
 
 int memcg_writer_open(int fd, struct memcg_writer *ret_writer)

@@ -19,6 +19,8 @@ static inline void store_relaxed(uint64_t *word, uint64_t value)
 
 /* 0, -EBADMSG (damaged), -EPROTO (another layout version or byte order). Everything a reader follows is inside the file. */
 int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_bytes);
+/* The same of the header alone: then its tables are inside the file. */
+int memcg_ring_validate_header(const struct memcg_ring_header *header, uint64_t file_bytes);
 
 /* The writer's mapping: whole, once, writable, prefaulted, and locked where the limit allows. */
 struct memcg_writer {

@@ -143,13 +143,16 @@ class Ring:
         check_ring(lib.memcg_map_open(fd, out), path, "cannot be mapped")
         self._map = ffi.gc(out[0], lib.memcg_map_free)
         self.header = lib.memcg_map_header(self._map)
-        base = ffi.cast("char *", self.header)
-        self.info = _info(ffi.buffer(base + self.header.info_offset, self.header.info_bytes)[:], path)
-        self._channels = ffi.cast("struct memcg_channel_header *", base + self.header.channels_offset)
-        columns = ffi.cast("struct memcg_column_header *", base + self.header.columns_offset)
+        layout = lib.memcg_map_layout(self._map)
+        base = ffi.cast("char *", layout)
+        self.info = _info(ffi.buffer(base + layout.info_offset, layout.info_bytes)[:], path)
+        channels = ffi.cast("struct memcg_channel_header *", base + layout.channels_offset)
+        columns = ffi.cast("struct memcg_column_header *", base + layout.columns_offset)
+        mapped = ffi.cast("char *", self.header) + layout.channels_offset
+        self._channels = ffi.cast("struct memcg_channel_header *", mapped)
         self.tables: dict[str, Table] = {}
-        for i in range(self.header.channels):
-            c = self._channels[i]
+        for i in range(layout.channels):
+            c = channels[i]
             mine = [columns[k] for k in range(c.first_column, c.first_column + c.columns)]
             units = {text(k.name): text(k.unit) for k in mine}
             offsets = {text(k.name): k.offset for k in mine}
