@@ -11,7 +11,8 @@
 
 #include "sampler.h"
 
-static const uint64_t PATIENCE = 5; /* who waits for its turn looks so many times less often: the ring holds seconds */
+static const uint64_t PATIENCE =
+    5; /* who waits for its turn, or failed, tries so many times less often: the ring holds seconds */
 
 struct memcg_copy {
     int file_fd;
@@ -116,19 +117,20 @@ static int take_over(struct memcg_copy *copy)
     return 0;
 }
 
-/* What there is to do, if it is our turn. */
+/* What there is to do, if it is our turn. After an error it is everybody's again: what keeps us from writing may not keep others. */
 static void turn(struct memcg_copy *copy)
 {
-    int state = __atomic_load_n(&copy->state, __ATOMIC_RELAXED), rc = 0;
-    if (state == 0) {
+    int rc = 0;
+    if (memcg_copy_state(copy) != 1) {
         if (flock(copy->file_fd, LOCK_EX | LOCK_NB) != 0)
             return;
         rc = take_over(copy);
     }
-    if (state >= 0 && rc == 0)
+    if (rc == 0)
         rc = copy_round(copy);
-    if (state >= 0)
-        __atomic_store_n(&copy->state, rc == 0 ? 1 : rc, __ATOMIC_RELAXED);
+    if (rc != 0)
+        flock(copy->file_fd, LOCK_UN);
+    __atomic_store_n(&copy->state, rc == 0 ? 1 : rc, __ATOMIC_RELAXED);
 }
 
 static void *run(void *argument)
@@ -138,7 +140,7 @@ static void *run(void *argument)
     uint64_t now = now_ns(), deadline = now;
     do {
         turn(copy);
-        uint64_t period = memcg_copy_state(copy) == 0 ? copy->period_ns * PATIENCE : copy->period_ns;
+        uint64_t period = memcg_copy_state(copy) != 1 ? copy->period_ns * PATIENCE : copy->period_ns;
         now = now_ns();
         deadline = deadline + period > now ? deadline + period : now + period;
     } while (!memcg_thread_wait(&copy->stop, now, deadline));

@@ -133,4 +133,5 @@ def _identity(path: str) -> list[tuple[int, bool]]:
         return []
     finally:
         os.close(fd)
-    return [(ring.header.created_ns, ring.is_copy)]
+    is_live = ring.header.state.writer_started_ns != 0  # else a recording that the process writes
+    return [(ring.header.created_ns, ring.is_copy)] if is_live else []

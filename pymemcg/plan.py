@@ -71,8 +71,9 @@ class Plan:
 
     def info(self) -> dict[str, Any]:
         """What a ring made by this plan says of itself."""
+        group = os.stat(self.target.directory)  # a new group of the same name is another one
         return {
-            "target": self.target.describe(),
+            "target": self.target.describe() | {"device": group.st_dev, "inode": group.st_ino},
             "absent": self.absent,
             "evidence": self.evidence,
             "kernel": os.uname().release,

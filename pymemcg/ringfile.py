@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg._ffi import check_ring, ffi, lib
 from pymemcg.errors import SourceError
@@ -66,13 +66,16 @@ def prepare(path: str) -> None:
     try:
         if folder == FOLDER and not os.path.lexists(folder):
             os.mkdir(folder)
-            os.chmod(folder, 0o1777)  # noqa: S103 - as /tmp: files are 0600, and belong to whoever made them
         status = os.lstat(folder)
+        if folder == FOLDER and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            os.chmod(folder, 0o1777)  # noqa: S103 - as /tmp: files are 0600, and belong to whoever made them
+            status = os.lstat(folder)
     except OSError as error:
         raise _refused(path, error) from error
-    tricky = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-    if folder == FOLDER and (not stat.S_ISDIR(status.st_mode) or tricky):
-        raise SourceError(f"cannot be created: {folder} is not a folder in which others' files are safe", path=path)
+    safe = status.st_uid in (0, os.geteuid()) and (status.st_mode & stat.S_ISVTX or not status.st_mode & 0o022)
+    if folder == FOLDER and not (stat.S_ISDIR(status.st_mode) and safe):
+        why = f"cannot be created: the owner of {folder}, uid {status.st_uid}, could remove it"
+        raise SourceError(why, path=path, hint="name a file in a folder of this user's")
 
 
 def on_tmpfs(path: str) -> bool:
@@ -83,40 +86,51 @@ def on_tmpfs(path: str) -> bool:
         raise _refused(path, error) from error
 
 
-def make(path: str, lay_out: Callable[[int], None]) -> tuple[int, str | None]:
+def make(path: str, lay_out: Callable[[int], None], join: Callable[[], int | None] = lambda: None) -> tuple[int, str | None]:
     """Create the file, which is whole before it has its name; what was there is kept.
 
     Args:
         path: Absolute.
         lay_out: Fills the empty file.
+        join: Gives a descriptor of the file that is there, if it will do; others may be about to make it.
 
     Returns:
-        (descriptor that holds a shared flock, where the ring that was there went or None)
+        (descriptor, which holds a shared flock if the file is new; where the ring that was there went or None)
 
     Raises:
         SourceError: It cannot be created, is in use, or there is something else that must not be lost.
     """
-    fd = _create(f"{path}.new", path)
-    try:
-        _fill(fd, lay_out, path)
-        previous = _keep(path)
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        joined = join()
+        if joined is not None:
+            return joined, None
         try:
-            os.link(f"{path}.new", path)
-        except OSError as error:
-            raise _refused(path, error) from error
-    except BaseException:
-        os.close(fd)
-        raise
-    finally:
-        os.unlink(f"{path}.new")
-    return fd, previous
+            return _make(path, lay_out)
+        except SourceError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
-def _fill(fd: int, lay_out: Callable[[int], None], path: str) -> None:
+def _make(path: str, lay_out: Callable[[int], None]) -> tuple[int, str | None]:
+    """One attempt; EBUSY where somebody else is at it."""
+    new = f"{path}.new"
+    fd = -1
     try:
+        fd = _create(new)
         lay_out(fd)
-    except OSError as error:
-        raise _refused(path, error) from error
+        previous = _keep(path)
+        os.rename(new, path)  # nothing is there: _keep moved it, and who else makes one here needs that other name
+    except BaseException as error:
+        if fd >= 0:
+            if is_at(new, fd):
+                os.unlink(new)
+            os.close(fd)
+        if isinstance(error, OSError) and not (isinstance(error, SourceError) and error.path and error.path.startswith(path)):
+            raise _refused(path, error) from error
+        raise
+    return fd, previous
 
 
 def _refused(path: str, error: OSError) -> SourceError:
@@ -129,76 +143,88 @@ def _refused(path: str, error: OSError) -> SourceError:
     return SourceError(f"cannot be created: {error.strerror}", path=path, hint=hint, errno=error.errno)
 
 
-def _create(new: str, path: str) -> int:
+def _create(new: str) -> int:
     """An empty file that nobody else has; what a sampler left of one that was killed meanwhile goes."""
-    for attempt in range(2):
-        try:
-            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileExistsError as error:
-            if attempt:
-                raise _refused(new, error) from error
-            _with_lock(new, path, os.unlink)
-        except OSError as error:
-            raise _refused(path, error) from error
-        else:
-            return fd
-    raise AssertionError  # the second attempt raises
+    if os.path.lexists(new):
+        fd = _unused(new)
+        os.unlink(new)
+        os.close(fd)
+    try:
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        raise _busy(new) from None
+    if lock(fd, fcntl.LOCK_SH) and is_at(new, fd):
+        return fd
+    os.close(fd)  # in between somebody took it for a leftover
+    raise _busy(new)
 
 
 def _keep(path: str) -> str | None:
-    """Move a ring that nobody uses to PATH.1, and those before it on."""
+    """Move a ring that nobody uses to PATH.1, and those before it on; all of them must be rings of ours."""
     if not os.path.lexists(path):
         return None
-
-    def move(_: str) -> None:
+    names = [path, *(f"{path}.{n}" for n in range(1, KEPT + 1))]
+    held: list[int] = []
+    try:
+        held.extend(_unused(name) for name in names if os.path.lexists(name))
         for n in range(KEPT, 0, -1):
-            older = f"{path}.{n - 1}" if n > 1 else path
-            if os.path.lexists(older):
-                os.replace(older, f"{path}.{n}")
+            if os.path.lexists(names[n - 1]):
+                os.replace(names[n - 1], names[n])
+    finally:
+        for fd in held:
+            os.close(fd)
+    return names[1]
 
-    _with_lock(path, path, move)
-    return f"{path}.1"
 
+def _unused(name: str) -> int:
+    """A ring file of ours that nobody uses, locked.
 
-def _with_lock(name: str, path: str, do: Callable[[str], None]) -> None:
-    """Do something with a ring file of ours that nobody uses."""
+    Raises:
+        SourceError: It is something else, or in use (EBUSY).
+    """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:  # it was moved or removed meanwhile
+        raise _busy(name) from None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise _refused(name, error) from error
         raise SourceError("cannot be created: what is there is a symbolic link", path=name, errno=error.errno) from error
     try:
-        _check_ours(fd, name)
-        _lock(fd)
-        if is_at(name, fd):
-            do(name)
-    except BlockingIOError as error:
-        hint = "samplers of different groups need files of their own"
-        raise SourceError("cannot be created: another sampler writes it", path=path, hint=hint, errno=errno.EBUSY) from error
-    finally:
+        _check_unused(fd, name)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
-def _lock(fd: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
+def _busy(name: str) -> SourceError:
+    hint = "samplers of different groups need files of their own"
+    return SourceError("cannot be created: another sampler writes it", path=name, hint=hint, errno=errno.EBUSY)
 
 
-def _check_ours(fd: int, name: str) -> None:
+def _check_unused(fd: int, name: str) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         raise SourceError("cannot be created: what is there is no file of this user's", path=name)
     start = os.pread(fd, len(_MAGIC), 0)
     if start != _MAGIC and start not in _BLANK:
         raise SourceError("cannot be created: what is there is no ring of pymemcg, and is not touched", path=name)
+    if not lock(fd, fcntl.LOCK_EX) or not is_at(name, fd):
+        raise _busy(name)
+
+
+def lock(fd: int, kind: int) -> bool:
+    """Take or change a lock of an open file (flock) if that needs no waiting.
+
+    Returns:
+        Whether it is held now. A lock that could not be changed is lost.
+    """
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_at(path: str, fd: int) -> bool:
@@ -226,19 +252,19 @@ class Copy:
         SourceError: The file cannot be created.
     """
 
-    def __init__(self, path: str, ring_fd: int, ring: Ring) -> None:
+    def __init__(self, path: str, ring: Ring) -> None:
         self.path = path
-        self.previous: str | None = None
-        header = ffi.buffer(ring.header, ffi.offsetof("struct memcg_ring_header", "state"))[:]
-        fd = self._join(header)
-        if fd is None:
-            fd, self.previous = make(path, lambda empty: _lay_out(empty, ring))
-        self._fd = fd
         self.handle = ffi.new("struct memcg_copy **")
-        rc = lib.memcg_copy_start(ring_fd, fd, PERIOD_NS, self.handle)
-        if rc < 0:
-            os.close(fd)
-            check_ring(rc, path, "cannot be written")
+        header = ffi.buffer(ring.header, ffi.offsetof("struct memcg_ring_header", "state"))[:]
+        self._fd, self.previous = make(path, lambda empty: _lay_out(empty, ring), lambda: self._join(header))
+
+    def start(self, ring_fd: int) -> None:
+        """Start the thread that copies.
+
+        Raises:
+            SourceError: It cannot be started.
+        """
+        check_ring(lib.memcg_copy_start(ring_fd, self._fd, PERIOD_NS, self.handle), self.path, "cannot be written")
 
     def _join(self, header: bytes) -> int | None:
         """The file, where it is a copy of this very ring already."""
@@ -258,31 +284,35 @@ class Copy:
 
     def stop(self) -> None:
         """Copy a last time, if it is this process's turn, and close. Twice is once."""
-        copy, self.handle[0] = self.handle[0], ffi.NULL
-        if copy != ffi.NULL:
-            lib.memcg_copy_stop(copy)
-            os.close(self._fd)
+        self._end(lib.memcg_copy_stop)
 
     def forget(self) -> None:
         """In a forked child: the thread is the parent's."""
+        self._end(lib.memcg_copy_forget)
+
+    def _end(self, end: Callable[[Any], None]) -> None:
         copy, self.handle[0] = self.handle[0], ffi.NULL
         if copy != ffi.NULL:
-            lib.memcg_copy_forget(copy)
-            os.close(self._fd)
+            end(copy)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _lay_out(fd: int, ring: Ring) -> None:
-    """An empty ring of the same layout, with every byte allocated; the magic goes in last."""
+    """An empty ring of the same layout, marked as a copy, with every byte allocated; the magic goes in last."""
     os.posix_fallocate(fd, 0, ring.header.file_bytes)
     columns = (offset for table in ring.tables.values() for offset in table.offsets.values())
     begin = bytearray(ffi.buffer(ffi.cast("char *", ring.header), min(columns)))
-    entry = ffi.typeof("struct memcg_channel_header")
-    head = ffi.offsetof(entry, "head")
-    first = ring.header.channels_offset + head
-    heads = [(first + n * ffi.sizeof(entry), ffi.sizeof(entry) - head) for n in range(len(ring.tables))]
-    state = (ffi.offsetof("struct memcg_ring_header", "state"), ffi.sizeof("struct memcg_state"))
-    for at, length in (*heads, state, (0, len(_MAGIC))):
-        begin[at : at + length] = bytes(length)
+    header, entry = ffi.typeof("struct memcg_ring_header"), ffi.typeof("struct memcg_channel_header")
+    head, begun = ffi.offsetof(entry, "head"), ffi.offsetof(entry, "begun")
+    for n in range(len(ring.tables)):
+        at = ring.header.channels_offset + n * ffi.sizeof(entry)
+        begin[at + head : at + ffi.sizeof(entry)] = bytes(ffi.sizeof(entry) - head)
+        begin[at + begun : at + begun + 8] = (1).to_bytes(8, sys.byteorder)
+    state = ffi.offsetof(header, "state")
+    begin[state : state + ffi.sizeof("struct memcg_state")] = bytes(ffi.sizeof("struct memcg_state"))
+    begin[: len(_MAGIC)] = bytes(len(_MAGIC))
     for data in (begin, _MAGIC):
         if os.pwrite(fd, data, 0) != len(data):  # what is allocated is written whole
             raise OSError(errno.EIO, os.strerror(errno.EIO))

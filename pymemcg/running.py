@@ -72,7 +72,7 @@ class Running:
                 attached=self.seat.role == "attached",
             )
             if ring_file and not ringfile.is_at(ring_file, self.seat.ring_fd):  # on a disk, or another's ring
-                self._copy = ringfile.Copy(ring_file, self.seat.ring_fd, self.ring)
+                self._copy = ringfile.Copy(ring_file, self.ring)
         except BaseException:
             self.seat.leave()
             raise
@@ -83,6 +83,8 @@ class Running:
             failed = ffi.new("char[4096]")
             rc = lib.memcg_sampler_start(config.struct, self._handle, failed, len(failed))
             check(rc, os.fsdecode(ffi.string(failed)), "cannot be sampled")
+            if self._copy is not None:
+                self._copy.start(self.seat.ring_fd)
         except BaseException:
             self.stop()  # at once: who looks at the traceback keeps `self`
             raise

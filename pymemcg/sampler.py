@@ -14,7 +14,7 @@ from pymemcg._ffi import ffi
 from pymemcg._spanlog import SpanChannel
 from pymemcg.cgroup import resolve
 from pymemcg.channel import Channel, Channels
-from pymemcg.errors import MemcgError, NotStarted, NotSupported
+from pymemcg.errors import NotStarted, NotSupported
 from pymemcg.plan import make_plan
 from pymemcg.running import Running
 from pymemcg.spans import Marked
@@ -151,10 +151,11 @@ class Sampler(Watched, Marked, Channels):
         log = logging.getLogger("pymemcg")
         try:
             recording = open_recording(previous)
-            same = self._target is not None and recording.info.get("target", {}).get("directory") == self._target.directory
+            before, now = (info.get("target", {}) for info in (recording.info, self.describe()))
+            same = "inode" in before and all(before.get(key) == now.get(key) for key in ("device", "inode"))
             kills = self.usage.window(rows=1)["oom_kills"].tolist() if same and "oom_kills" in self.usage.names else []
             told = postmortem(recording, oom_kills_now=max(kills, default=None), boot_id=running_boot_id())
-        except MemcgError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason not to sample
             log.warning("pymemcg: the previous life cannot be told of: %s", error)
         else:
             level = logging.INFO if told.ending.how == "stopped" else logging.WARNING

@@ -21,6 +21,7 @@ from pymemcg import ringfile
 from pymemcg._ffi import ffi, lib
 from pymemcg.errors import SourceError
 from pymemcg.mounts import file_system
+from pymemcg.ringfile import lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ class Seat:
     def leave(self) -> None:
         """Give the ring and the right to write it back; the last one out removes the ring's name. Twice is once."""
         path = self.path if self.ring_fd >= 0 else None
-        if path is not None and _lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
+        if path is not None and lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
             os.unlink(path)
         if self.ring_fd >= 0:
             fcntl.flock(self.ring_fd, fcntl.LOCK_UN)  # arrays keep the ring mapped, and with that its lock
@@ -92,7 +93,7 @@ def take_seat(directory: str, create: Callable[[int], None], *, at: str | None =
         path = ring_path(os.fstat(lock_fd), os.geteuid()) if home else None
         deadline = time.monotonic() + patience_s
         while True:
-            if _lock(lock_fd, fcntl.LOCK_EX):
+            if lock(lock_fd, fcntl.LOCK_EX):
                 return _sample(lock_fd, path, note, _Maker(create, at), deadline)
             ring_fd = _join(path) if path else None
             if ring_fd is not None and _fits(ring_fd):
@@ -179,11 +180,11 @@ def _sample(lock_fd: int, path: str | None, note: str | None, maker: _Maker, dea
 def _inherit(path: str) -> int | None:
     """The ring to which others are attached; or None, and then its name is free."""
     while (fd := _join(path)) is not None:
-        if _lock(fd, fcntl.LOCK_EX):  # nobody else: a leftover
+        if lock(fd, fcntl.LOCK_EX):  # nobody else: a leftover
             if _is_at(path, fd):
                 os.unlink(path)
         # flock drops the lock that it could not change: without it the last of the others would remove our ring.
-        elif _lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
+        elif lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
             return fd
         os.close(fd)
     if os.path.islink(path):  # to a ring that was moved or removed
@@ -232,7 +233,7 @@ def _join(path: str) -> int | None:
     except OSError:
         return None
     # Its last user may have removed it between our open and our lock: then it is nobody's, whatever we hold.
-    if _lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
+    if lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
         return fd
     os.close(fd)
     return None
@@ -252,9 +253,20 @@ def _sweep(home: str) -> None:
         path = f"{home}/{name}"
         fd = _join(path)
         if fd is not None:
-            if _lock(fd, fcntl.LOCK_EX) and _is_at(path, fd):
+            if lock(fd, fcntl.LOCK_EX) and _is_at(path, fd):
                 os.unlink(path)
             os.close(fd)
+        elif os.path.islink(path) and _leads_nowhere(path):
+            os.unlink(path)
+
+
+def _leads_nowhere(path: str) -> bool:
+    """Whether the ring file of that name was moved or removed. Where its folder is not there others may see it in theirs."""
+    file, inode = _followed(path)
+    try:
+        return os.stat(file, follow_symlinks=False).st_ino != inode
+    except OSError:
+        return os.path.isdir(os.path.dirname(file))
 
 
 def ring_path(directory: os.stat_result, uid: int) -> str:
@@ -284,14 +296,6 @@ def _home() -> tuple[str | None, str | None]:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         return None, f"{home} is not a folder of this user's alone"
     return home, None
-
-
-def _lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def file_of(path: str) -> str:
