@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pymemcg.cli._text import number, size, span
+from pymemcg._words import number, size, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

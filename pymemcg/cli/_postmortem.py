@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from pymemcg._ffi import NONE
-from pymemcg.cli._text import size, span
+from pymemcg._words import size, span
 from pymemcg.cli.postmortem import STEP_TITLES, figures, steps, when
 
 if TYPE_CHECKING:

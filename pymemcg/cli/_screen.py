@@ -13,8 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from pymemcg._words import UNKNOWN, number, share, size, span
 from pymemcg.cli._live import HITS, Observer, extremes, increases, ratios
-from pymemcg.cli._text import UNKNOWN, bar, elided, number, share, size, span, spark
+from pymemcg.cli._text import bar, elided, spark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pymemcg.cli._text import UNKNOWN, number, painted, share, size, span, wrapped
+from pymemcg._words import UNKNOWN, between, held, number, share, size, span
+from pymemcg.cli._text import painted, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pymemcg._tally import Tally
     from pymemcg.channel import Channels
     from pymemcg.stalls import Stall
 
 BOLD, DIM, _RED, _YELLOW = 1, 2, 31, 33
 _LONG_NS: Final = 10_000_000  # what a request notices
 _WAITED_NS: Final = 1_000_000  # less is not worth a line
-_MINUTES_NS: Final = 99_500_000_000  # from here on `span` has two units
 _GAP: Final = "  "
 TITLE_WIDTH: Final = 9
 _WHEN_WIDTH, _LEAST_THREADS_WIDTH = 12, 24
@@ -52,23 +51,6 @@ def realtime_of(source: Channels) -> Callable[[int], int]:
     import numpy as np
 
     return lambda t_ns: int(source.usage.realtime_ns(np.array([t_ns]))[0])
-
-
-def _held(ns: int | None) -> str:
-    """A duration as one number and one unit, so that columns stay columns."""
-    return span(ns) if ns is None or ns < _MINUTES_NS else f"{ns / 1e9:,.0f} s"
-
-
-def between(low_ns: int | None, high_ns: int | None) -> str:
-    """Two durations, with their unit once where it is the same: "11.0–15.2 ms"; nothing where they read the same."""
-    if low_ns is None or high_ns is None:
-        return ""
-    if _held(low_ns) == _held(high_ns):
-        return ""
-    (low, low_unit), (high, high_unit) = _held(low_ns).split(" "), _held(high_ns).split(" ")
-    if low_unit == high_unit or low_ns == 0:
-        return f"{low}–{high} {high_unit}"
-    return f"{low} {low_unit}–{high} {high_unit}"
 
 
 # ---- A line each ---------------------------------------------------------------------------------------------------
@@ -124,7 +106,7 @@ class StallLines:
     def _harmful(self, when: str, stall: Stall) -> Iterator[str]:
         pages = stall.reclaimed_pages
         cells = {
-            "stalled": _held(stall.stall_ns),
+            "stalled": held(stall.stall_ns),
             "between": between(stall.stall_lo_ns, stall.stall_hi_ns),
             "cause": stall.cause,
             "evidence": _joined(stall.evidence, self._widths["evidence"]),
@@ -194,86 +176,23 @@ def _harmless(stall: Stall, width: int) -> str:
 # ---- What they add up to -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Tally:
-    """Adds up closed stalls, and keeps the worst.
+def table(tally: Tally, lines: StallLines) -> Iterator[str]:
+    """The worst as a table; nothing where there are none."""
+    worst = tally.worst()
+    if worst:
+        yield lines.header()
+    for stall in worst:
+        yield from lines.lines(stall)
+    if tally.count > len(worst):
+        yield painted(f"and {number(tally.count - len(worst))} that were shorter", DIM, colours=lines.colours)
 
-    Attributes:
-        keep: How many to keep.
-        count: Stalls that were not harmless.
-        stall_ns: Their time, as far as it is known.
-        unknown: Those of them whose time is not known.
-        harmless: Harmless episodes.
-        harmless_ns: Time for which somebody was held in them.
-        harmless_lasted_ns: And how long they lasted.
-        causes: How many stalls each cause had.
-    """
 
-    keep: int = 20
-    count: int = 0
-    stall_ns: int = 0
-    unknown: int = 0
-    harmless: int = 0
-    harmless_ns: int = 0
-    harmless_lasted_ns: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
-    _worst: list[tuple[int, int, Stall]] = field(default_factory=list)
-
-    def add(self, stall: Stall) -> None:
-        """Count one."""
-        if stall.state != "closed":
-            return
-        if stall.harmless:
-            self.harmless += 1
-            self.harmless_ns += stall.stall_ns or 0
-            self.harmless_lasted_ns += (stall.end_ns or stall.start_ns) - stall.start_ns
-            return
-        self.count += 1
-        self.stall_ns += stall.stall_ns or 0
-        self.unknown += stall.stall_ns is None
-        self.causes[stall.cause] += 1
-        heapq.heappush(self._worst, (stall.stall_ns or 0, -self.count, stall))
-        if len(self._worst) > self.keep:
-            heapq.heappop(self._worst)
-
-    def worst(self) -> list[Stall]:
-        """Those kept, in order of their beginning."""
-        return sorted((stall for _, _, stall in self._worst), key=lambda stall: stall.start_ns)
-
-    def table(self, lines: StallLines) -> Iterator[str]:
-        """The worst as a table; nothing where there are none."""
-        worst = self.worst()
-        if worst:
-            yield lines.header()
-        for stall in worst:
-            yield from lines.lines(stall)
-        if self.count > len(worst):
-            yield painted(f"and {number(self.count - len(worst))} that were shorter", DIM, colours=lines.colours)
-
-    def says(self) -> str:
-        """All of it in a sentence."""
-        if not self.count:
-            return "none"
-        causes = ", ".join(f"{cause} {number(count)}" for cause, count in self.causes.most_common())
-        text = f"{number(self.count)} ({causes})"
-        if self.unknown < self.count:
-            text += f", {span(self.stall_ns)} in all, the worst {span(max(self._worst)[0])}"
-        if self.unknown:
-            text += f"; {'the' if self.unknown == self.count else f'of {number(self.unknown)} the'} duration is not known"
-        return text
-
-    def figures(
-        self, evidence: Mapping[str, str | None], width: int, *, colours: bool, title_width: int = TITLE_WIDTH
-    ) -> Iterator[str]:
-        """All of it below each other, and which evidence there was."""
-        rows = [("stalls", self.says())]
-        if self.harmless:
-            part = share(self.harmless_ns / max(1, self.harmless_lasted_ns))
-            text = f"{span(self.harmless_ns)} of {span(self.harmless_lasted_ns)} ({part}) in reclaim that held nobody for 1 ms"
-            rows.append(("harmless", text))
-        rows.append(("evidence", _evidence_says(evidence)))
-        for title, text in rows:
-            yield from figure(title, text, width, colours=colours, title_width=title_width)
+def figures(
+    tally: Tally, evidence: Mapping[str, str | None], width: int, *, colours: bool, title_width: int = TITLE_WIDTH
+) -> Iterator[str]:
+    """All of it below each other, and which evidence there was."""
+    for title, text in [*tally.figures(), ("evidence", _evidence_says(evidence))]:
+        yield from figure(title, text, width, colours=colours, title_width=title_width)
 
 
 def figure(title: str, text: str, width: int, *, colours: bool, title_width: int = TITLE_WIDTH) -> Iterator[str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pymemcg._words import UNKNOWN, number, share, size, span
 from pymemcg.cli._live import extremes, increases, ratios
-from pymemcg.cli._text import UNKNOWN, aligned, number, painted, share, size, span, spark
+from pymemcg.cli._text import aligned, painted, spark
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as people read them, in plain text. Needs neither numpy nor rich."""
+"""Lines of plain text, as wide as the terminal is. Needs neither numpy nor rich."""
 
 from __future__ import annotations
 
@@ -13,57 +13,13 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from pymemcg.recording import Recording
 
-UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _PARTS = " ▏▎▍▌▋▊▉█"
-
-
-def size(count: float | None, *, sign: bool = False) -> str:
-    """Bytes in the binary unit that leaves one to four digits before the point: "61.8 MiB"."""
-    if count is None or math.isnan(count):
-        return UNKNOWN
-    prefix = "-" if count < 0 else "+" if sign and count > 0 else ""
-    left, units = abs(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while left >= 1024 and len(units) > 1:
-        left /= 1024
-        units.pop(0)
-    return f"{prefix}{left:.0f} B" if units[0] == "B" else f"{prefix}{left:.1f} {units[0]}"
 
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of a text. What is longer than a line stays whole: paths and commands are there to be copied."""
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def number(count: float | None) -> str:
-    """A count with its thousands apart; one decimal where it is below ten and not whole."""
-    if count is None or math.isnan(count):
-        return UNKNOWN
-    return f"{count:.1f}" if abs(count) < 10 and count != int(count) else f"{count:,.0f}"
-
-
-def share(ratio: float | None) -> str:
-    """A ratio in percent."""
-    if ratio is None or math.isnan(ratio):
-        return UNKNOWN
-    return f"{ratio * 100:.1f} %" if ratio < 0.0995 and ratio != 0 else f"{ratio * 100:.0f} %"
-
-
-def span(ns: float | None) -> str:
-    """A duration in the unit that suits it: "340 µs", "12.9 ms", "4.1 s", "3 min 20 s", "5 h 3 min"."""
-    if ns is None or math.isnan(ns):
-        return UNKNOWN
-    if ns == 0:
-        return "0 s"
-    for unit, factor in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
-        if abs(ns) < factor * 999.5:
-            return f"{ns / factor:.0f} {unit}" if unit == "ns" or abs(ns) >= factor * 99.5 else f"{ns / factor:.1f} {unit}"
-    seconds = ns / 1e9
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:,.0f} h {seconds % 3600 // 60:.0f} min"
 
 
 def bar(ratio: float | None, width: int) -> str:

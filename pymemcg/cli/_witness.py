@@ -11,9 +11,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._tally import Tally
+from pymemcg._words import number, size, span
 from pymemcg.cgroup import resolve
-from pymemcg.cli._stalls import StallLines, Tally, figure, realtime_of, thread_name
-from pymemcg.cli._text import has_colours, number, size, span, terminal_width
+from pymemcg.cli._stalls import StallLines, figure, figures, realtime_of, table, thread_name
+from pymemcg.cli._text import has_colours, terminal_width
 from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.once import read_limits, read_once
 from pymemcg.places import members
@@ -129,13 +131,13 @@ class Witness:
         if self._sampler is None:
             return
         evidence = self._sampler.evidence if self._evidence == "auto" else {self._evidence: None}
-        yield from self._tally.figures(evidence, width, colours=colours)
+        yield from figures(self._tally, evidence, width, colours=colours)
         lines = StallLines(
             realtime_of(self._sampler), width, colours, os.sysconf("SC_PAGESIZE"), lambda tid, _: self._names.get(tid)
         )
         if self._tally.count:
             yield ""
-        yield from self._tally.table(lines)
+        yield from table(self._tally, lines)
 
     def _figures(self, command: str, status: int) -> Iterator[tuple[str, str]]:
         kills = self._kills or 0

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._words import size
 from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
-from pymemcg.cli._text import has_colours, has_rich, painted, size, terminal_width, wrapped
+from pymemcg.cli._text import has_colours, has_rich, painted, terminal_width, wrapped
 from pymemcg.errors import MemcgError, SourceError
 from pymemcg.mounts import IN_MEMORY, file_system
 from pymemcg.once import read_limits
@@ -140,7 +141,8 @@ def _story(sampler: Sampler, begun_ns: int, seconds: float, *, colours: bool) ->
 
 
 def _tell_stalls(sampler: Sampler, begun_ns: int, names: dict[int, str], *, colours: bool) -> None:
-    from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
+    from pymemcg._tally import Tally
+    from pymemcg.cli._stalls import StallLines, figures, realtime_of, table, thread_name
     from pymemcg.stalls import stalls
 
     width = min(terminal_width(), _WIDTH)
@@ -148,7 +150,7 @@ def _tell_stalls(sampler: Sampler, begun_ns: int, names: dict[int, str], *, colo
     for stall in stalls(sampler):
         if stall.end_ns is None or stall.end_ns >= begun_ns:
             tally.add(stall)
-    print("\n".join(tally.figures(sampler.evidence, width, colours=colours, title_width=14)))
+    print("\n".join(figures(tally, sampler.evidence, width, colours=colours, title_width=14)))
     if tally.count:
         lines = StallLines(
             realtime_of(sampler),
@@ -158,7 +160,7 @@ def _tell_stalls(sampler: Sampler, begun_ns: int, names: dict[int, str], *, colo
             lambda tid, end_ns: names.get(tid) or thread_name(tid, end_ns),
         )
         print(f"\n{painted('The worst stalls', 1, colours=colours)}")
-        print("\n".join(tally.table(lines)))
+        print("\n".join(table(tally, lines)))
 
 
 # ---- The service ---------------------------------------------------------------------------------------------------

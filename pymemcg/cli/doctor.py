@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from pymemcg._words import UNKNOWN, size
 from pymemcg.cli._arguments import add_target
-from pymemcg.cli._text import UNKNOWN, has_colours, painted, size, terminal_width, wrapped
+from pymemcg.cli._text import has_colours, painted, terminal_width, wrapped
 from pymemcg.doctor import examine
 from pymemcg.errors import NotSupported
 from pymemcg.surroundings import Check

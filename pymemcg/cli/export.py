@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._words import number, size
 from pymemcg.cli._progress import progress
-from pymemcg.cli._text import number, say_damaged, size
+from pymemcg.cli._text import say_damaged
 from pymemcg.errors import MemcgError
 from pymemcg.export import SUFFIXES, Written, export, rows_to_read, write_one
 from pymemcg.schema import CHANNELS

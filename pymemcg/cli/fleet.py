@@ -14,9 +14,10 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from pymemcg._words import UNKNOWN, between, number, span
 from pymemcg.cli._progress import progress
-from pymemcg.cli._stalls import BOLD, DIM, between
-from pymemcg.cli._text import UNKNOWN, aligned, elided, has_colours, number, painted, span, terminal_width, wrapped
+from pymemcg.cli._stalls import BOLD, DIM
+from pymemcg.cli._text import aligned, elided, has_colours, painted, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._words import UNKNOWN, number, share, size, span
 from pymemcg.cli._stalls import figure, realtime_of
-from pymemcg.cli._text import UNKNOWN, aligned, has_colours, number, share, size, span, terminal_width
+from pymemcg.cli._text import aligned, has_colours, terminal_width
 from pymemcg.errors import MemcgError
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from pymemcg._words import number, size, span
 from pymemcg.cli import Terminated
 from pymemcg.cli._arguments import add_evidence, add_target, duration, rate
 from pymemcg.cli._progress import progress
-from pymemcg.cli._text import aligned, number, size, span
+from pymemcg.cli._text import aligned
 from pymemcg.errors import SourceError
 from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 

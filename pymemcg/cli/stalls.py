@@ -15,8 +15,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._tally import Tally
 from pymemcg.cli._arguments import add_evidence, duration, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, realtime_of, thread_name
+from pymemcg.cli._stalls import StallLines, figures, realtime_of, thread_name
 from pymemcg.cli._text import has_colours, say_damaged, terminal_width
 from pymemcg.errors import NotSupported, SourceError
 
@@ -177,4 +178,4 @@ class _Printer:
         if self._evidence != "auto":
             evidence = {self._evidence: None}
         print()
-        print("\n".join(self._tally.figures(evidence, self._width, colours=self._colours)))
+        print("\n".join(figures(self._tally, evidence, self._width, colours=self._colours)))

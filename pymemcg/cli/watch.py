@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from pymemcg._words import UNKNOWN, number, share, size
 from pymemcg.cgroup import Target, resolve
 from pymemcg.cli._arguments import add_target, duration
-from pymemcg.cli._text import UNKNOWN, has_rich, number, share, size
+from pymemcg.cli._text import has_rich
 from pymemcg.once import read_once
 
 if TYPE_CHECKING:

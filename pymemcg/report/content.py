@@ -12,7 +12,7 @@ import numpy as np
 from pymemcg import schema
 from pymemcg._hit import Hit, Summary, duration
 from pymemcg._stall import CAUSES
-from pymemcg.cli._text import number, size, span
+from pymemcg._words import number, size, span
 from pymemcg.errors import RecordingError
 from pymemcg.report import tables, tracks
 

@@ -11,9 +11,9 @@ import numpy as np
 from pymemcg import metrics, schema
 from pymemcg._hit import Hit, Hits, SpanSummary, Summary, duration
 from pymemcg._said import level_names
+from pymemcg._tally import Tally
 from pymemcg._version import __version__
-from pymemcg.cli._stalls import Tally, between
-from pymemcg.cli._text import UNKNOWN, number, share, size, span
+from pymemcg._words import UNKNOWN, between, number, share, size, span
 from pymemcg.report.tracks import MIB, ended
 
 if TYPE_CHECKING:
@@ -94,11 +94,7 @@ def figures(recording: Recording, usage: Thinned, stalls: Sequence[Stall], summa
     tally = Tally()
     for stall in stalls:
         tally.add(stall)
-    rows.append(("stalls", tally.says()))
-    if tally.harmless:
-        part = share(tally.harmless_ns / max(1, tally.harmless_lasted_ns))
-        text = f"{span(tally.harmless_ns)} of {span(tally.harmless_lasted_ns)} ({part}) in reclaim that held nobody for 1 ms"
-        rows.append(("harmless", text))
+    rows += tally.figures()
     rows += _pressure_says(recording)
     if len(summary):
         rows.append(("spans", _spans_say(summary)))

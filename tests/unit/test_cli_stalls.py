@@ -17,9 +17,11 @@ from itertools import pairwise
 import pytest
 
 import pymemcg
+from pymemcg._tally import Tally
+from pymemcg._words import between
 from pymemcg.cli import make_parser
 from pymemcg.cli._arguments import bytes_of, short_duration
-from pymemcg.cli._stalls import StallLines, Tally, between, thread_name
+from pymemcg.cli._stalls import StallLines, figures, thread_name
 from pymemcg.stalls import Stall
 
 MS = 1_000_000
@@ -215,7 +217,7 @@ def test_the_sum_counts_what_is_over():
     assert [stall.stall_ns for stall in tally.worst()] == [4 * MS, 5 * MS]
     tally.add(UNKNOWN)
     assert "of 1 the duration is not known" in tally.says()
-    text = "\n".join(tally.figures({"trace": None, "psi": None, "wchan": "cgroup v1 has no memory.high"}, 80, colours=False))
+    text = "\n".join(figures(tally, {"trace": None, "psi": None, "wchan": "cgroup v1 has no memory.high"}, 80, colours=False))
     assert "100 ms of 10 s (1.0 %)" in text
     assert "trace, psi" in text
     assert "no wchan: cgroup v1 has no memory.high" in text

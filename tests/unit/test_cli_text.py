@@ -8,8 +8,9 @@ import math
 
 import pytest
 
+from pymemcg._words import number, share, size, span
 from pymemcg.cli._arguments import duration, rate
-from pymemcg.cli._text import aligned, bar, elided, number, share, size, span, spark, wrapped
+from pymemcg.cli._text import aligned, bar, elided, spark, wrapped
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,26 @@ def test_every_error_is_caught_by_the_base():
         assert issubclass(error, pymemcg.MemcgError)
 
 
-def test_only_ffi_imports_the_extension():
+def importers(name: str) -> set[str]:
+    """The package's files that import a module of this name, wherever in them; or one within it."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            module = getattr(node, "module", None) or ""
-            if any("_native" in name for name in [module, *names]):
-                found.add(path.name)
-    assert found == {"_ffi.py"}
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = [".".join([*module, alias.name]) for alias in node.names]
+            if any(f".{name}." in f"{imported}." for imported in names):
+                found.add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_only_ffi_imports_the_extension():
+    assert importers("_native") == {"_ffi.py"}
+
+
+def test_only_commands_import_commands():
+    assert {path for path in importers("cli") if not path.startswith("cli/")} == {"__main__.py"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec(SUBINTERPRETERS) is None, reason="this Python has no subinterpreters module")
