@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymemcg._ending import COPY_NS, NEAR_BYTES, NEAR_SHARE, NEAR_TICKS, Ending, Traces, of_dead_writer
 from pymemcg._ffi import NONE, text
-from pymemcg._postmortem import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
+from pymemcg._findings import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
 from pymemcg._remains import running_boot_id
 from pymemcg._said import level_names
 

@@ -99,6 +99,22 @@ def test_a_page_without_scripts_links_or_markup_from_outside(path, tmp_path, cap
     assert svg.find("rect").get("class") == "stall"
 
 
+def test_the_page_says_that_nothing_may_run_or_be_loaded(path, tmp_path):
+    assert main(["postmortem", path, "--html", str(tmp_path / "page.html")]) == 0
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', (tmp_path / "page.html").read_text())
+    assert policy[1] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_a_page_is_replaced_when_the_new_one_is_whole(path, tmp_path):
+    """Who reads the old one meanwhile has all of it."""
+    (tmp_path / "page.html").write_text("old")
+    os.link(tmp_path / "page.html", tmp_path / "read")
+    assert main(["postmortem", path, "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "read").read_text() == "old"
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE")
+    assert sorted(p.name for p in tmp_path.glob("*page*")) == ["page.html"]
+
+
 def test_the_page_cannot_be_written(path, tmp_path, capsys):
     assert main(["postmortem", path, "--html", str(tmp_path / "no" / "page.html")]) == 1
     assert "cannot be written" in capsys.readouterr().err

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from pymemcg._ffi import NONE
 from pymemcg._words import size, span
-from pymemcg.cli.postmortem import STEP_TITLES, figures, steps, when
+from pymemcg.cli._figures import STEP_TITLES, figures, steps, when
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pymemcg._postmortem import Postmortem
+    from pymemcg._findings import Postmortem
     from pymemcg.recording import Recording
 
 _WIDTH: Final = 800
@@ -39,6 +39,7 @@ def page(recording: Recording, told: Postmortem) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
