@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._words import number, size, span
+from pymemcg._words import number, plain, size, span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def line(told: Postmortem) -> str:
         parts.append(f"{number(stalls.count)} stall{'s' if stalls.count > 1 else ''} ({causes}){known}{lately}")
     if told.missing:
         parts.append(f"damaged: {', '.join(told.missing)}")
-    return "; ".join(part for part in parts if part)
+    return plain("; ".join(part for part in parts if part))
 
 
 def _how(told: Postmortem) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as people read them, in plain text. Needs no other module."""
+"""Numbers and names as people read them, in plain text. Needs no other module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Final
 UNKNOWN: Final = "–"
 _MINUTES_NS: Final = 99_500_000_000
 """From here on `span` has two units."""
+
+
+def plain(text: str) -> str:
+    r"""A text of a file or of the kernel in one line, with what a terminal would obey as escapes: "\\x1b"."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(count: float | None, *, sign: bool = False) -> str:

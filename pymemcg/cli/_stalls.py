@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._words import UNKNOWN, between, held, number, share, size, span
+from pymemcg._words import UNKNOWN, between, held, number, plain, share, size, span
 from pymemcg.cli._text import painted, wrapped
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ class StallLines:
 
     def _threads(self, stall: Stall) -> str:
         named = [
-            f"{tid} {name}" if name else str(tid) for tid in stall.tids[:_NAMED] for name in [self.name_of(tid, stall.end_ns)]
+            f"{tid} {plain(name)}" if name else str(tid)
+            for tid in stall.tids[:_NAMED]
+            for name in [self.name_of(tid, stall.end_ns)]
         ]
         more = [f"{len(stall.tids) - _NAMED} more"] if len(stall.tids) > _NAMED else []
         return ", ".join([*named, *more])
@@ -198,7 +200,7 @@ def figures(
 def figure(title: str, text: str, width: int, *, colours: bool, title_width: int = TITLE_WIDTH) -> Iterator[str]:
     """A title, and a text beside it that may take several lines."""
     room = width - title_width - 2 * len(_GAP)
-    lines = [line for part in text.split("\n") for line in wrapped(part, room)]
+    lines = [line for part in text.split("\n") for line in wrapped(plain(part), room)]
     for i, line in enumerate(lines):
         head = painted(title.ljust(title_width), BOLD, colours=colours) if i == 0 else " " * title_width
         yield f"{_GAP}{head}{_GAP}{line}"

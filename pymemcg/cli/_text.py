@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from pymemcg._words import plain
+
 if TYPE_CHECKING:
     from pymemcg.recording import Recording
 
@@ -47,7 +49,7 @@ def spark(values: Sequence[float], low: float, high: float) -> str:
 
 def aligned(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: str = "  ") -> str:
     """Rows as columns, the first to the left and the others to the right."""
-    table = [list(row) for row in rows]
+    table = [list(map(plain, row)) for row in rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = (
         gap.join(

@@ -86,6 +86,13 @@ def test_what_is_no_size_is_refused(text):
         bytes_of(text)
 
 
+def test_the_name_of_a_thread_is_not_for_the_terminal():
+    lines = StallLines(lambda t_ns: t_ns, 120, name_of=lambda *_: "\x1b[2J")
+    told = "".join(lines.lines(replace(CLOSED, tids=(7,))))
+    assert r"7 \x1b[2J" in told
+    assert "\x1b" not in told
+
+
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from pymemcg._words import number, share, size, span
+from pymemcg._words import number, plain, share, size, span
 from pymemcg.cli._arguments import duration, rate
 from pymemcg.cli._text import aligned, bar, elided, spark, wrapped
 
@@ -78,6 +78,11 @@ def test_in_a_sparkline_the_least_that_is_more_than_nothing_stands_out():
 
 def test_a_sparkline_leaves_out_what_is_not_known_and_survives_a_flat_line():
     assert spark([math.nan, 5, 5], 5, 5) == " ▁▁"
+
+
+def test_what_a_terminal_would_obey_is_told_and_not_done():
+    assert plain("a\x1b[31m\x07\r\n\t\x9b\u202e\udc80b – µ") == r"a\x1b[31m\x07\r\n\t\x9b\u202e\udc80b – µ"
+    assert aligned([["a\x1b[2J", "1"], ["b", "2"]]) == "  a\\x1b[2J  1\n  b         2"
 
 
 def test_columns_are_aligned():
