@@ -39,6 +39,8 @@ def figures(told: Postmortem) -> Iterator[tuple[str, str]]:
     if told.hits is not None:
         worst = f": {', '.join(told.hits.worst)}" if told.hits.worst else ""
         yield "spans", f"{number(told.hits.count)} lost {span(told.hits.lost_ns)}{worst}"
+    elif told.ending.how != "recorded":
+        yield "spans", "not in a ring file: they are in the memory of the process that marks them"
     if told.gap_ns is not None:
         yield "file", f"written {span(told.gap_ns)} after the last row"
     for name, why in told.missing.items():

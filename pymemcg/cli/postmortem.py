@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
         part = Part(args.html)
         try:
-            part.file.write(page(recording, told).encode())
+            part.file.write(page(recording, told).encode(errors="backslashreplace"))
             part.keep()
         finally:
             part.drop()

@@ -31,12 +31,16 @@ def run(args: argparse.Namespace) -> int:
     recording = open_recording(args.file)
     say_damaged(recording)
     if args.output == "-":
-        sys.stdout.buffer.write(html(recording).encode())
+        sys.stdout.buffer.write(_bytes(html(recording)))
         return 0
     part = Part(args.output)  # before the work, so that it is not in vain
     try:
-        part.file.write(html(recording).encode())
+        part.file.write(_bytes(html(recording)))
         part.keep()
     finally:
         part.drop()
     return 0
+
+
+def _bytes(page: str) -> bytes:
+    return page.encode(errors="backslashreplace")  # a path may be no UTF-8

@@ -18,6 +18,7 @@ from pymemcg._ffi import ffi
 from pymemcg.cli import main
 
 MIB = 1 << 20
+BELL = "gone\x1b]0;owned\x07"
 EVIL = '/pod/<script>alert("1")</script>&amp;'
 
 
@@ -31,7 +32,7 @@ def path(tmp_path):
     info = {
         "target": {"directory": f"/sys/fs/cgroup{EVIL}", "levels": levels},
         "host": "elsewhere",
-        "absent": {"high": "no <memory.high>"},
+        "absent": {"high": "no <memory.high>", "stat": BELL},
     }
     channels = {"usage": rows, "limits": rowwriter.limits((0, 0, 64, 0)), "reclaim": rowwriter.held((4_900, 30, 9))}
     rowwriter.write(path, channels, info)
@@ -50,8 +51,11 @@ def test_in_words(path, capsys):
     assert "64.0 MiB of 64.0 MiB (100 %), 0 B left" in said
     assert "+44.0 MiB/s over 1 s, at the limit" in said
     assert "stalls 1 (limit 1), 30.0 ms in all, the worst 30.0 ms; 1 in the last second" in said
+    assert "spans not in a ring file" in said, "hits are not known, which is not none"
     assert "absent high: no <memory.high>" in said
     assert "anon –, file –" in said, "what is not known is no 0"
+    assert r"absent stat: gone\x1b]0;owned\x07" in said, "it is not the terminal that is told"
+    assert out.replace("\n", "").isprintable()
     last = out[out.index("The last second") :].splitlines()
     assert len(last[2:12]) == 10
     assert last[11].split()[:3] == ["100", "ms", "64.0"]
@@ -103,6 +107,14 @@ def test_the_page_says_that_nothing_may_run_or_be_loaded(path, tmp_path):
     assert main(["postmortem", path, "--html", str(tmp_path / "page.html")]) == 0
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', (tmp_path / "page.html").read_text())
     assert policy[1] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_the_page_of_a_group_whose_name_is_no_utf_8(path, tmp_path):
+    levels = [{"name": "/\udce4", "directory": "/sys/fs/cgroup/\udce4", "files": {"usage": "memory.current"}}]
+    info = {"target": {"directory": "/sys/fs/cgroup/\udce4", "levels": levels}}
+    rowwriter.write(path, {"usage": rowwriter.ticks(5), "limits": rowwriter.limits((0, 0, 64, 0))}, info)
+    assert main(["postmortem", path, "--html", str(tmp_path / "page.html")]) == 0
+    assert r"/sys/fs/cgroup/\udce4" in (tmp_path / "page.html").read_text()
 
 
 def test_a_page_is_replaced_when_the_new_one_is_whole(path, tmp_path):

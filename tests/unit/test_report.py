@@ -235,7 +235,12 @@ def test_a_recording_without_rows_is_an_error(tmp_path):
 
 def test_text_from_outside_is_text(tmp_path):
     said = {"pid": 7, "names": [HOSTILE], "refs": [HOSTILE]}
-    where = {"directory": f"/{HOSTILE}", "levels": [{"name": f"/{HOSTILE}", "files": USAGE}], "spec": HOSTILE, "layout": HOSTILE}
+    where = {
+        "directory": f"/{HOSTILE}",
+        "levels": [{"name": f"/{HOSTILE}", "files": USAGE}],
+        "spec": HOSTILE,
+        "layout": HOSTILE,
+    }
     channels = {
         "usage": ticks(1),
         "limits": limits((0, 0, 64, 0), (0, 1, 128, 0)),
@@ -281,6 +286,14 @@ def test_stdout_and_a_file_get_the_same_page(stalled, tmp_path):
     printed = run(stalled.path, "-o", "-")
     ids = re.compile(rb'"(?:id|root_id|target_id)":"[^"]*"')  # bokeh's, new each time
     assert ids.sub(b"", printed.stdout) == ids.sub(b"", (out / "report.html").read_bytes())
+
+
+def test_a_path_that_is_no_utf_8(tmp_path):
+    name = b"caf\xe9.memcg"
+    write(tmp_path / os.fsdecode(name), {"usage": ticks(0.1)}, {})
+    done = run(os.fsdecode(name), "-o", "-", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"caf\udce9.memcg" in done.stdout
 
 
 @pytest.mark.parametrize("output", ["missing/report.html", "folder", "/dev/full/x"])
