@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 
 import numpy as np
 
@@ -31,6 +32,8 @@ def sample(target, path, tell):
         with Sampler(target, ring_file=path, rate_hz=RATE_HZ, history_s=HISTORY_S, adaptive=False):
             os.write(tell, b"!")
             time.sleep(60)
+    except BaseException:  # noqa: BLE001 - nothing else may run here of what is the parent's
+        traceback.print_exc()
     finally:
         os._exit(1)
 

@@ -145,11 +145,11 @@ class Sampler(Watched, Marked, Channels):
         """One line in the log on the life before this one: warns unless that one was stopped."""
         import logging
 
-        from pymemcg.postmortem import postmortem, running_boot_id
-        from pymemcg.recording import open as open_recording
-
         log = logging.getLogger("pymemcg")
         try:
+            from pymemcg.postmortem import postmortem, running_boot_id
+            from pymemcg.recording import open as open_recording
+
             recording = open_recording(previous)
             before, now = (info.get("target", {}) for info in (recording.info, self.describe()))
             same = "inode" in before and all(before.get(key) == now.get(key) for key in ("device", "inode"))

@@ -86,6 +86,25 @@ class TestSees:
         seen = attach(f"pid:{actor.pid}")
         assert os.path.samefile(seen.path, ring_file(group.directory))
 
+    def test_the_ring_rather_than_what_is_recorded(self, sampling, tmp_path):
+        sampling.do(f"from pymemcg.recorder import Recorder; r = Recorder(s, {str(tmp_path / 'run')!r}); r.write()")
+        seen = attach(f"pid:{sampling.pid}")
+        assert seen.writer_pid == sampling.pid
+
+    def test_what_it_says_of_itself_is_believed_once(self, tmpfs, group, make_actor):
+        """Whoever may write the file could change it under a reader, who may be root."""
+        actor = make_actor(group)
+        start(actor, f"ring_file={str(tmpfs / 'ring')!r}")
+        seen = attach(tmpfs / "ring")
+        grows(seen)
+        with open(tmpfs / "ring", "r+b") as file:
+            for at in range(16, 72, 8):  # all that says where something is
+                file.seek(at)
+                file.write(b"\xff" * 8)
+        assert len(seen.usage.window()) == len(seen.usage.window()["t_ns"])
+        grows(seen)
+        assert "reclaim" in seen.info["absent"] or seen.reclaim.names
+
     def test_stalls_that_the_ring_still_has(self, sampling):
         seen = attach(f"pid:{sampling.pid}")
         grows(seen)

@@ -100,6 +100,15 @@ def test_the_oom_killer(service, group, ring_file, capsys):
     assert "the OOM killer ended it" in " ".join(capsys.readouterr().out.split())
 
 
+def remake(group) -> None:
+    """Remove a group, and make one of the same name."""
+    before = os.stat(group.directory).st_ino
+    until(lambda: not Path(group.directory, "cgroup.procs").read_text())
+    os.rmdir(group.directory)
+    os.mkdir(group.directory)
+    assert os.stat(group.directory).st_ino != before
+
+
 def next_life(group, ring_file, caplog) -> tuple[str, str]:
     """The line that the next sampler logs, and its level."""
     with caplog.at_level(logging.INFO, logger="pymemcg"), pymemcg.Sampler(group.spec, ring_file=ring_file):
@@ -120,6 +129,17 @@ class TestTheNextStart:
         )
         assert re.search(r"growth \+[\d.]+ MiB/s in 1 s", line)
         assert level == "WARNING"
+
+    def test_in_a_group_that_was_made_anew(self, service, group, ring_file, caplog, make_group):
+        """As after a container's restart: it has counted nothing, and that says nothing of the one before."""
+        service.send(SERVE)
+        assert service.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
+        directory = group.directory
+        remake(group)
+        with caplog.at_level(logging.INFO, logger="pymemcg"), pymemcg.Sampler(directory, ring_file=ring_file):
+            pass
+        (line,) = [record.getMessage() for record in caplog.records if "life" in record.getMessage()]
+        assert re.search(rf"pid {service.pid} was killed, [a-z ]+ by the OOM killer", line)
 
     def test_after_a_stop(self, service, group, ring_file, caplog):
         service.do("s.stop()")

@@ -121,6 +121,22 @@ class TestSeveral:
         events = rows(path, "events")
         assert events["kind"].count(1) == 2
 
+    def test_all_at_once_where_there_was_one_before(self, path, group, make_actor):
+        for _ in range(3):
+            workers = [make_actor(group) for _ in range(4)]
+            for worker in workers:
+                worker.do("from pymemcg import Sampler")
+            for worker in workers:
+                worker.send(f"s = Sampler(ring_file={str(path)!r}).start()")
+            for worker in workers:
+                worker.answer()
+            until(lambda: pymemcg.open(path).usage.head > 0)
+            for worker in workers:
+                worker.kill()
+        names = sorted(name.name for name in path.parent.iterdir())
+        assert names == ["ring", "ring.1", "ring.2"]
+        assert len({created(path.parent / name) for name in names}) == 3
+
     def test_a_child_that_was_forked_leaves_it_alone(self, path, group, make_actor):
         actor = make_actor(group)
         start(actor, f"ring_file={str(path)!r}")
@@ -182,6 +198,16 @@ class TestStopped:
             status = path.stat()
             assert status.st_blocks * 512 >= status.st_size > 0
 
+    def test_links_to_files_that_are_gone_are_swept(self, tmpfs, group, make_group, make_actor):
+        actor = make_actor(group)
+        start(actor, f"ring_file={str(tmpfs / 'ring')!r}")
+        actor.kill()
+        link = ring_file(group.directory)
+        assert link.is_symlink()
+        (tmpfs / "ring").unlink()
+        with Sampler(make_group("other").spec):
+            assert not link.is_symlink()
+
     def test_the_default_place(self, group, make_actor, only_root):
         actor = make_actor(group)
         actor.do(NAMESPACES)
@@ -210,6 +236,32 @@ class TestInItsWay:
         assert (path.lstat().st_ino, path.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
         assert other.read_text() == "dear diary"
         assert not path.with_name("ring.new").exists()
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    @pytest.mark.parametrize("what", ["text", "folder"])
+    def test_something_else_among_those_that_are_kept(self, what, n, path, group):
+        other = path.with_name(f"ring.{n}")
+        other.write_text("dear diary") if what == "text" else other.mkdir()
+        with Sampler(group.spec, ring_file=path):
+            pass
+        before = created(path)
+        with pytest.raises(SourceError, match="cannot be created: what is there is no") as caught:
+            Sampler(group.spec, ring_file=path).start()
+        assert str(other) in str(caught.value)
+        assert created(path) == before
+        assert sorted(name.name for name in path.parent.iterdir()) == ["ring", other.name]
+        assert what == "folder" or other.read_text() == "dear diary"
+
+    def test_a_default_folder_of_another_user(self, only_root, group, make_actor):
+        """Its owner could remove what is in it."""
+        actor = make_actor(group)
+        actor.do(NAMESPACES)
+        actor.do("own_mounts(); system('mount', 'none', '/dev/shm', 'tmpfs', 0, None)")
+        actor.do(
+            "os.mkdir('/dev/shm/pymemcg'); os.chmod('/dev/shm/pymemcg', 0o1777); os.chown('/dev/shm/pymemcg', 65534, 65534)"
+        )
+        with pytest.raises(Failed, match="uid 65534, could remove it"):
+            start(actor, "ring_file=True")
 
     def test_a_file_of_another_user(self, path, group, only_root):
         with Sampler(group.spec, ring_file=path):
@@ -266,5 +318,8 @@ class TestInItsWay:
         assert f"{on_disk} could not be written: File too large" in why
         head = actor.do("s.usage.head")
         until(lambda: actor.do("s.usage.head") > head)
+        other = make_actor(group)
+        start(other, f"ring_file={str(on_disk)!r}")
+        newest = rows(on_disk)["t_ns"][-1]
+        until(lambda: rows(on_disk)["t_ns"][-1] > newest)  # who may write, writes
         actor.do("s.stop()")
-        assert rows(on_disk)["t_ns"]
