@@ -26,7 +26,7 @@ class Ending:
 
     Attributes:
         how: "stopped": the sampler was stopped; "oom": by the OOM killer; "killed": the writer died by something else;
-            "restarted": the machine was started anew since; "running": a process uses the ring; "recorded": it is a finished
+            "restarted": with the machine, on which another kernel runs now; "running": a process uses the ring; "recorded": it is a finished
             recording, which says nothing of an end; "unknown".
         certainty: "certain", "almost certain", "likely" or "possible".
         why: What that rests on.
@@ -48,9 +48,9 @@ class Traces:
         stalled: Threads were held for memory up to the end.
         kills: OOM kills that were counted in the last second.
         kills_before: The counter in the last row.
-        kills_now: The counter now.
+        kills_now: The counter of the same group now.
         node_kills: OOM kills on the whole machine in the last second.
-        rebooted: The machine was started anew since.
+        rebooted: Another kernel runs now.
     """
 
     at_limit: str | None
@@ -71,18 +71,25 @@ def of_dead_writer(seen: Traces) -> Ending:
 
 def _by_count(seen: Traces) -> Ending | None:
     """By what the kernel counts, if that says something."""
-    since = None if seen.kills_now is None or seen.kills_before is None else seen.kills_now - seen.kills_before
+    since = _killed_since(seen)
     if since is not None and since > 0:
         counted = f"the kernel counts {_kills(since)} in the group since the last row"
-        return Ending("oom", "certain" if seen.at_limit else "almost certain", _texts(counted, _full(seen) or _far(seen)))
-    if seen.kills:
+    elif seen.kills:
         counted = f"the kernel counted {_kills(seen.kills)} in the group in the last second"
-        return Ending("oom", "almost certain" if seen.at_limit else "likely", _texts(counted, _full(seen) or _far(seen)))
-    if since == 0:
-        return _not_oom(
-            seen, "almost certain", "the kernel has counted no OOM kill in the group since the last row", _full(seen)
-        )
-    return None
+    elif since == 0:
+        counted = "the kernel has counted no OOM kill in the group since the last row"
+        return Ending("killed", "almost certain", _texts(counted, _full(seen)))
+    else:
+        return None
+    # Never certain: the one that was killed may have been another process of the group.
+    return Ending("oom", "almost certain" if seen.at_limit else "likely", _texts(counted, _full(seen) or _far(seen)))
+
+
+def _killed_since(seen: Traces) -> int | None:
+    """OOM kills since the last row; None where nobody knows, as under another kernel, which counts anew."""
+    if seen.rebooted or seen.kills_now is None or seen.kills_before is None:
+        return None
+    return seen.kills_now - seen.kills_before
 
 
 def _by_limit(seen: Traces) -> Ending | None:
@@ -100,17 +107,12 @@ def _otherwise(seen: Traces) -> Ending:
     if seen.node_kills and not seen.rebooted:
         counted = f"there were {_kills(seen.node_kills)} on the whole machine in the last second"
         return Ending("oom", "possible", _texts(counted, _far(seen)))
-    if seen.at_limit is None and seen.rebooted:
-        return Ending("restarted", "possible", ("the machine was started anew since",))
+    if seen.rebooted:
+        anew = "another kernel runs now: the machine was started anew since, or this is another machine"
+        return Ending("restarted", "possible", _texts(anew, _far(seen)))
     if seen.at_limit is None:
         return Ending("unknown", "possible", ("nothing tells how far usage was from a limit",))
-    return _not_oom(seen, "likely", _far(seen))
-
-
-def _not_oom(seen: Traces, certainty: Certainty, *why: str) -> Ending:
-    if seen.rebooted:
-        return Ending("restarted", "likely", _texts("the machine was started anew since", *why))
-    return Ending("killed", certainty, _texts(*why))
+    return Ending("killed", "likely", _texts(_far(seen)))
 
 
 def _kills(count: int) -> str:

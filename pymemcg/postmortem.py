@@ -46,10 +46,11 @@ def postmortem(recording: Recording, *, oom_kills_now: int | None = None, boot_i
 
     Args:
         recording: From `pymemcg.open`.
-        oom_kills_now: The group's counter of OOM kills now (`memory.events:oom_kill`, `memory.oom_control:oom_kill`), if the
-            group is still the same one. A process that is killed seldom sees its own kill counted.
-        boot_id: Of the machine that runs now, if it is the one that the file is from; see `running_boot_id`. Where the file's
-            is another one the machine was started anew since.
+        oom_kills_now: The group's counter of OOM kills now (`memory.events:oom_kill`, `memory.oom_control:oom_kill`). None
+            where the group may have been removed and made anew, as by a container's restart: a new one has counted nothing,
+            which would be taken for "no OOM kill". A process that is killed seldom sees its own kill counted.
+        boot_id: Of the kernel that runs now, if the machine seems to be that which the file is from; see `running_boot_id`.
+            Where the file's is another one, the machine may have been started anew since, and `oom_kills_now` says nothing.
 
     Thread-safe.
     """
