@@ -12,7 +12,7 @@ _MINUTES_NS: Final = 99_500_000_000
 
 
 def plain(text: str) -> str:
-    r"""A text of a file or of the kernel in one line, with what a terminal would obey as escapes: "\\x1b"."""
+    r"""A text of a file or of the kernel in one line, with what a terminal would obey as escapes: "\x1b"."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
