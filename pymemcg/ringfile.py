@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymemcg._ffi import check_ring, ffi, lib
 from pymemcg.errors import SourceError
 from pymemcg.mounts import file_system
+from pymemcg.ring import MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +33,7 @@ PERIOD_NS: Final = 100_000_000
 """Of the copies on a disk."""
 _PATIENCE_S: Final = 1.0
 """Who reads a ring file asks for a moment whether anybody uses it, and a sampler that is killed is gone a little later."""
-_MAGIC: Final = b"PYMEMCG\0"
-_BLANK: Final = (b"", bytes(len(_MAGIC)))
+_BLANK: Final = (b"", bytes(len(MAGIC)))
 """What a file begins with that a machine lost its power over."""
 
 
@@ -207,8 +207,8 @@ def _check_unused(fd: int, name: str) -> None:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         raise SourceError("cannot be created: what is there is no file of this user's", path=name)
-    start = os.pread(fd, len(_MAGIC), 0)
-    if start != _MAGIC and start not in _BLANK:
+    start = os.pread(fd, len(MAGIC), 0)
+    if start != MAGIC and start not in _BLANK:
         raise SourceError("cannot be created: what is there is no ring of pymemcg, and is not touched", path=name)
     if not lock(fd, fcntl.LOCK_EX) or not is_at(name, fd):
         raise _busy(name)
@@ -312,7 +312,7 @@ def _lay_out(fd: int, ring: Ring) -> None:
         begin[at + begun : at + begun + 8] = (1).to_bytes(8, sys.byteorder)
     state = ffi.offsetof(header, "state")
     begin[state : state + ffi.sizeof("struct memcg_state")] = bytes(ffi.sizeof("struct memcg_state"))
-    begin[: len(_MAGIC)] = bytes(len(_MAGIC))
-    for data in (begin, _MAGIC):
+    begin[: len(MAGIC)] = bytes(len(MAGIC))
+    for data in (begin, MAGIC):
         if os.pwrite(fd, data, 0) != len(data):  # what is allocated is written whole
             raise OSError(errno.EIO, os.strerror(errno.EIO))
