@@ -63,6 +63,11 @@ _RING_ERRORS = {
 }
 
 
+def or_none(value: int) -> int | None:
+    """A value of a column; None where it has none."""
+    return None if value == NONE else value
+
+
 def check_ring(rc: int, path: str, what: str) -> int:
     """Turn the -errno of a function about rings into an exception; see `check`.
 

@@ -16,7 +16,7 @@ import numpy as np
 from pymemcg import _attribution, schema
 from pymemcg._arrays import distinct
 from pymemcg._breath import breathe
-from pymemcg._ffi import NONE
+from pymemcg._ffi import NONE, or_none
 from pymemcg._hit import Hit, Hits, SpanSummary, Summary
 from pymemcg._moments import EVIDENCES, Moments
 from pymemcg._spanlog import SpanChannel
@@ -75,7 +75,7 @@ class _Found:
         """One record."""
         breathe()
         span = {name: int(column[row]) for name, column in self._rows.items()} | {"attribution": int(self._looped[row])}
-        loss = {name: _known(int(getattr(self._losses, name)[row])) for name in _attribution.Losses.__slots__}
+        loss = {name: or_none(int(getattr(self._losses, name)[row])) for name in _attribution.Losses.__slots__}
         lost, length = loss["lost_ns"], span["end_ns"] - span["start_ns"]
         stalls, cause = self._overlapped(span["start_ns"], span["end_ns"])
         return Hit(
@@ -138,10 +138,6 @@ class _Found:
             select=self.select,
             summarise=self.summary,
         )
-
-
-def _known(value: int) -> int | None:
-    return None if value == NONE else value
 
 
 def _summarised(name: str, duration: Ints, lost: Ints) -> SpanSummary:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pymemcg import _causes
 from pymemcg._breath import breathe
-from pymemcg._ffi import NONE
+from pymemcg._ffi import NONE, or_none
 from pymemcg._groups import KINDS
 from pymemcg._moments import COUNTERS, PSI, TRACE, WCHAN
 from pymemcg._stall import Stall
@@ -107,14 +107,14 @@ class Teller:
             if cause == _causes.OUTSIDE or (cause == "ancestor" and hi == 0):
                 continue
             breathe()
-            usage, limit, anon, file = map(_known, row[16:])
+            usage, limit, anon, file = map(or_none, row[16:])
             flaw = self._flaws.of(start, end)
             yield Stall(
                 start_ns=start,
                 end_ns=None if ended else end,
-                stall_ns=_known(stall),
-                stall_lo_ns=_known(lo),
-                stall_hi_ns=None if ended else _known(hi),
+                stall_ns=or_none(stall),
+                stall_lo_ns=or_none(lo),
+                stall_hi_ns=None if ended else or_none(hi),
                 longest_ns=longest if known else None,
                 cpu_wait_ns=wait if known and not no_wait else None,
                 cause=cause,
@@ -122,7 +122,7 @@ class Teller:
                 evidence=_evidence(bits, hit > 0),
                 tids=named,
                 intervals=count if known else None,
-                limit_hits=_known(hits_of),
+                limit_hits=or_none(hits_of),
                 reclaimed_pages=pages if paged else None,
                 usage_bytes=usage,
                 limit_bytes=limit,
@@ -131,10 +131,6 @@ class Teller:
                 state=state,
                 incomplete="; ".join(filter(None, (_OPEN_ENDED, flaw))) if ended else flaw,
             )
-
-
-def _known(value: int) -> int | None:
-    return None if value == NONE else value
 
 
 def _kinds(groups: Rows) -> Ints:

@@ -177,9 +177,9 @@ class _Examination:
         levels = rows["level"]
         for level in sorted(level for level in set(levels[-4096:].tolist()) if 0 <= level < max(1, len(names))):
             at = int((levels == level).nonzero()[0][-1])
-            used = usage if level == 0 else _known(rows, "usage_bytes", at)
+            used = usage if level == 0 else _cell(rows, "usage_bytes", at)
             for kind in ("limit", "high"):
-                limit = _known(rows, f"{kind}_bytes", at)
+                limit = _cell(rows, f"{kind}_bytes", at)
                 if limit is not None and 0 < limit < 1 << 62:  # from there on it is none: `metrics.UNLIMITED_BYTES`
                     left = None if used is None else max(0, limit - used)
                     near = None if left is None else _is_at(limit, left) or (level == 0 and left <= self._soon)
@@ -300,13 +300,13 @@ def _nearest(limits: tuple[LimitUse, ...]) -> LimitUse | None:
     return min(hard, key=lambda limit: limit.left_bytes or 0, default=None)
 
 
-def _known(rows: Window, name: str, at: int) -> int | None:
+def _cell(rows: Window, name: str, at: int) -> int | None:
     value = int(rows[name][at]) if name in rows else NONE
     return None if value == NONE or value < 0 else value
 
 
 def _last(rows: Window, name: str) -> int | None:
-    return _known(rows, name, -1) if len(rows) else None
+    return _cell(rows, name, -1) if len(rows) else None
 
 
 def _risen(rows: Window, name: str, first: int = 0, end: int | None = None) -> int | None:
