@@ -26,8 +26,8 @@ class Ending:
 
     Attributes:
         how: "stopped": the sampler was stopped; "oom": by the OOM killer; "killed": the writer died by something else;
-            "restarted": with the machine, on which another kernel runs now; "running": a process uses the ring; "recorded": it is a finished
-            recording, which says nothing of an end; "unknown".
+            "restarted": with the machine, on which another kernel runs now; "running": a process uses the ring; "recorded":
+            it is a finished recording, which says nothing of an end; "unknown".
         certainty: "certain", "almost certain", "likely" or "possible".
         why: What that rests on.
     """
