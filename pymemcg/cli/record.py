@@ -153,6 +153,8 @@ def _summary(sampler: Sampler, recorder: Recorder, args: argparse.Namespace, *, 
     early = " (ended early)" if interrupted else ""
     on_disk = size(os.stat(args.output).st_blocks * 512)
     yield f"{span(lasted)} of {recording.info['target']['directory']}{early} in {args.output}, {on_disk} on disk"
+    if recorder.left:
+        yield f"one before it was broken off: pymemcg.recorder.join({recorder.left!r}) makes a recording of what it left"
     channels = [(name, getattr(recording, name)) for name in schema.CHANNELS]
     yield aligned(
         (name, f"{number(channel.head)} rows", f"{len(channel.names)} columns") for name, channel in channels if channel.names

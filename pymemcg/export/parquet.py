@@ -14,13 +14,14 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from pymemcg._ffi import NONE, ffi
+from pymemcg._ffi import NONE
+from pymemcg._rowfile import RowFile
 from pymemcg.errors import RecordingError
 from pymemcg.export._part import Part, unwritten
 from pymemcg.export._pyarrow import pa, part
 from pymemcg.export.arrow import KEY
 from pymemcg.recording import Recording
-from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, Ring, create
+from pymemcg.ring import RECORDING_ALIGN, ChannelSpec, create
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -213,12 +214,11 @@ class _Spool:
     def _ids(texts: Sequence[Any], known: dict[Any, int]) -> NDArray[np.int64]:
         return np.array([-1 if text is None else known.setdefault(text, len(known)) for text in texts], np.int64)
 
-    def copy(self, column: str, fd: int, at: int) -> None:
+    def pieces(self, column: str) -> Iterator[bytes]:
         source = self.columns[column]
         source.seek(0)
         while chunk := source.read(1 << 20):
-            _put(fd, chunk, at)
-            at += len(chunk)
+            yield chunk
 
 
 def _values(column: pa.Array) -> NDArray[np.int64]:
@@ -235,26 +235,10 @@ def _lay_out(fd: int, path: str, said: Mapping[str, Any], spools: Mapping[str, _
     channels = said["channels"]
     specs = [ChannelSpec(name, of["period_ns"], max(1, spools[name].rows), of["units"]) for name, of in channels.items()]
     create(fd, specs, info, align=RECORDING_ALIGN, reserve=False)
-    ring = Ring(fd, path)
-    for name, table in ring.tables.items():
-        for column, offset in table.offsets.items():
-            spools[name].copy(column, fd, offset)
-        closed_ns, closed_errno = channels[name]["closed_at"] or (0, 0)
-        words = {"head": spools[name].rows, "closed_errno": closed_errno, "closed_ns": closed_ns}
-        entry = "struct memcg_channel_header"
-        _put_words(fd, ring.header.channels_offset + table.index * ffi.sizeof(entry), entry, words)
-    clock = {"created_ns": said["created_ns"], "created_realtime_ns": said["created_realtime_ns"]}
-    _put_words(fd, 0, "struct memcg_ring_header", clock)
-    boot = ffi.new("char[40]", said["boot_id"].encode()[:39])
-    _put(fd, bytes(ffi.buffer(boot)), ffi.offsetof("struct memcg_ring_header", "boot_id"))
-
-
-def _put_words(fd: int, at: int, struct: str, words: Mapping[str, int]) -> None:
-    for word, value in words.items():
-        _put(fd, bytes(ffi.buffer(ffi.new("uint64_t *", value))), at + ffi.offsetof(struct, word))
-
-
-def _put(fd: int, data: bytes, at: int) -> None:
-    while data:
-        done = os.pwrite(fd, data, at)
-        data, at = data[done:], at + done
+    made = RowFile(fd, path)
+    for name, table in made.tables.items():
+        for column in table.offsets:
+            made.fill(name, column, spools[name].pieces(column))
+        made.rows[name] = spools[name].rows
+    made.publish({name: of["closed_at"] for name, of in channels.items()})
+    made.date(said["created_ns"], said["created_realtime_ns"], said["boot_id"].encode())

@@ -16,9 +16,10 @@ from ringwriter import ROWS, SPECS, RingWriter, tick
 
 import pymemcg
 from pymemcg import RecordingError, schema
+from pymemcg._ffi import ffi
 from pymemcg.channel import Channel
 from pymemcg.mounts import IN_MEMORY, file_system
-from pymemcg.recorder import Recorder
+from pymemcg.recorder import Recorder, join
 from pymemcg.ring import RECORDING_ALIGN, ChannelSpec
 
 INFO = {"target": {"spec": "test"}, "absent": {"high": "cgroup v1 has no memory.high"}}
@@ -206,7 +207,7 @@ class TestParts:
         def interrupted(self, part):
             if len(dropped) == after:
                 raise KeyboardInterrupt
-            dropped.append(part.path)
+            dropped.append(part)
             drop(self, part)
 
         monkeypatch.setattr(Recorder, "_drop", interrupted)
@@ -215,6 +216,30 @@ class TestParts:
         names = [path] if os.path.exists(path) else self.parts(path)
         assert sorted(set(self.rows(names))) == list(range(60))
         assert len(dropped) == after
+
+    def test_parts_that_are_full_take_nothing_of_the_process(self, soon, writer, path):
+        before = open_files()
+        with Recorder(Live(writer), path) as recorder:
+            self.write(recorder, writer, times=20)
+            assert len(self.parts(path)) == 21
+            assert open_files() == before + 1
+            with open("/proc/self/maps") as maps:
+                assert path not in maps.read()
+        assert open_files() == before
+        assert rows_of(pymemcg.open(path).usage.window()) == list(range(writer.heads["usage"]))
+
+    def test_an_error_is_no_list_of_all_of_them(self, soon, writer, tmp_path):
+        (tmp_path / "here").mkdir()
+        recorder = Recorder(Live(writer), tmp_path / "here/run.pmc")
+        self.write(recorder, writer, times=10)
+        (tmp_path / "here").rename(tmp_path / "there")
+        with pytest.raises(
+            RecordingError, match=r"run\.pmc\.part to .*run\.pmc\.part\.10, 11 files, are recordings too"
+        ) as caught:
+            recorder.write()
+        assert "part.9" not in str(caught.value)
+        with pytest.raises(RecordingError), recorder:
+            pass
 
     def test_an_error_tells_where_they_are(self, soon, writer, path):
         recorder = Recorder(Live(writer), path)
@@ -237,6 +262,129 @@ class TestParts:
             pytest.skip("the temporary folder is in memory")
         assert resident_pages(f"{path}.part.1") == 0
         recorder.close()
+
+
+class TestBrokenOff:
+    """A kill leaves the files as they are, and their locks are gone."""
+
+    @pytest.fixture
+    def soon(self, monkeypatch):
+        """The next part begins at each `write`."""
+        monkeypatch.setattr("pymemcg.recorder.SEGMENT_S", 0)
+
+    def broken_off(self, writer, path, times) -> None:
+        recorder = Recorder(Live(writer), path)
+        for _ in range(times):
+            writer.tick(10)
+            recorder.write()
+        recorder._let_go()
+
+    def test_the_next_recording_leaves_it_alone(self, soon, writer, path, tmp_path):
+        self.broken_off(writer, path, 2)
+        self.broken_off(writer, path, 1)
+        with Recorder(Live(writer), path) as recorder:
+            assert recorder.left == f"{path}.left-2"
+            writer.tick(5)
+        assert rows_of(pymemcg.open(path).usage.window()) == list(range(30, 35))
+        parts = ["left-1.part", "left-1.part.1", "left-1.part.2", "left-2.part", "left-2.part.1"]
+        assert sorted(os.listdir(tmp_path)) == ["run.pmc", *(f"run.pmc.{part}" for part in parts)]
+        join(f"{path}.left-1")
+        join(f"{path}.left-2")
+        assert sorted(os.listdir(tmp_path)) == ["run.pmc", "run.pmc.left-1", "run.pmc.left-2"]
+        assert rows_of(pymemcg.open(f"{path}.left-1").usage.window()) == list(range(20))
+        assert rows_of(pymemcg.open(f"{path}.left-2").usage.window()) == list(range(20, 30))
+
+    def test_after_a_whole_recording_nothing_is_left(self, writer, path):
+        for _ in range(2):
+            with Recorder(Live(writer), path) as recorder:
+                writer.tick(5)
+            assert recorder.left is None
+
+    @pytest.mark.parametrize("after", range(6))
+    def test_joined_from_any_moment_of_the_end(self, after, soon, monkeypatch, writer, path):
+        """Some of its parts are in the whole one, and one of them may be there still."""
+        recorder = Recorder(Live(writer), path)
+        for _ in range(4):
+            writer.tick(10)
+            recorder.write()
+        writer.close("node", 4711, 19)
+        drop, dropped = Recorder._drop, []
+
+        def interrupted(self, part):
+            if len(dropped) == after:
+                raise KeyboardInterrupt
+            dropped.append(part)
+            drop(self, part)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Recorder, "_drop", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                recorder.close()
+        join(path)
+        assert os.listdir(os.path.dirname(path)) == ["run.pmc"]
+        recording = pymemcg.open(path)
+        assert rows_of(recording.usage.window()) == list(range(40))
+        assert recording.clock.head == 1
+        assert recording.node.closed == os.strerror(19)
+        assert recording.info == INFO
+
+    def test_its_clocks_are_those_of_its_rows(self, soon, writer, path):
+        self.broken_off(writer, path, 2)
+        was = pymemcg.open(f"{path}.part").header
+        join(path)
+        header = pymemcg.open(path).header
+        assert (header.created_ns, header.created_realtime_ns) == (was.created_ns, was.created_realtime_ns)
+        assert ffi.string(header.boot_id) == ffi.string(was.boot_id)
+
+    def test_there_is_nothing_to_join(self, path):
+        with pytest.raises(RecordingError, match=r"nothing is left of it: there is no run\.pmc\.part"):
+            join(path)
+
+    def test_what_is_of_another_recording_is_not_joined(self, writer, path, tmp_path):
+        self.broken_off(writer, path, 1)
+        other = RingWriter(SPECS[:1])
+        self.broken_off(other, f"{path}2", 1)
+        os.close(other.fd)
+        os.rename(f"{path}2.part", f"{path}.part.1")
+        with pytest.raises(RecordingError, match=r"part\.1: is no part of the same recording"):
+            join(path)
+        assert sorted(os.listdir(tmp_path)) == ["run.pmc.part", "run.pmc.part.1"]
+
+    def test_two_at_once(self, soon, monkeypatch, writer, path, tmp_path):
+        """The second is refused from the first's beginning to its end, and does the first no harm."""
+        before, refused, drop = open_files(), [], Recorder._drop
+
+        def refuse(*_):
+            for second in (lambda: Recorder(Live(writer), path), lambda: join(path)):
+                with pytest.raises(RecordingError, match="is being written by another recorder"):
+                    second()
+                refused.append(second)
+
+        def dropping(self, part):
+            if os.path.exists(f"{path}.whole"):
+                refuse()
+            drop(self, part)
+
+        monkeypatch.setattr(Recorder, "_drop", dropping)
+        with Recorder(Live(writer), path) as recorder:
+            for _ in range(3):
+                refuse()
+                writer.tick(10)
+                recorder.write()
+        assert len(refused) > 2 * 3
+        assert os.listdir(tmp_path) == ["run.pmc"]
+        assert rows_of(pymemcg.open(path).usage.window()) == list(range(30))
+        assert open_files() == before
+
+    def test_its_files_are_gone(self, writer, path, tmp_path):
+        """The error says what is the matter, and no other hides it."""
+        recorder = Recorder(Live(writer), path)
+        writer.tick(5)
+        recorder.write()
+        os.unlink(f"{path}.part")
+        with pytest.raises(RecordingError, match=r"run\.pmc: cannot be written: No such file"):
+            recorder.close()
+        assert os.listdir(tmp_path) == []
 
 
 class TestFile:
