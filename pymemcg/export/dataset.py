@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pymemcg import schema
+from pymemcg.errors import MemcgError
 from pymemcg.export import parquet
 from pymemcg.export._part import Part, unwritten
 from pymemcg.export._pyarrow import pa
@@ -24,6 +25,7 @@ from pymemcg.export.arrow import KEY, Table, Texts, provenance
 from pymemcg.recorder import first_row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from pymemcg.channel import Channel, Window
@@ -114,24 +116,37 @@ class DataSet:
             Rows of `usage` so far.
 
         Raises:
-            MemcgError: A file cannot be written.
+            MemcgError: A file cannot be written; nothing more of its channel is.
         """
-        for stream in self._streams:
-            stream.write(time.time_ns())
+        self._each(lambda stream: stream.write(time.time_ns()))
         return self._usage
 
     def close(self) -> None:
-        """Take the rest, and close all files.
+        """Take the rest, and close all files. Twice is once.
 
         Raises:
-            MemcgError: A file cannot be written.
+            MemcgError: A file cannot be written; the others are closed.
         """
         try:
-            for stream in self._streams:
-                stream.take()
-                stream.close()
+            self._each(_Stream.finish)
         finally:
             self.drop()
+            self._streams = []
+
+    def _each(self, do: Callable[[_Stream], None]) -> None:
+        """With each stream for itself, and then the first error. What is in a file that could not be written nobody knows."""
+        failed: list[MemcgError] = []
+        for stream in list(self._streams):
+            try:
+                do(stream)
+            except BaseException as error:
+                self._streams.remove(stream)
+                stream.drop()
+                if not isinstance(error, MemcgError):
+                    raise
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def drop(self) -> None:
         """Leave out what is not in a closed file yet."""
@@ -160,10 +175,8 @@ class DataSet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if value is None:
+        with suppress(MemcgError) if isinstance(value, MemcgError) else nullcontext():  # the first says most
             self.close()
-        else:
-            self.drop()
 
 
 @dataclass(slots=True)
@@ -241,6 +254,11 @@ class _Stream:
             file.rows += rows.num_rows
         self._pending, self._pending_bytes = [], 0
 
+    def finish(self) -> None:
+        """Take the rest, and give the file its name."""
+        self.take()
+        self.close()
+
     def close(self) -> None:
         """Give the file its name."""
         if self._file is None:
@@ -263,3 +281,4 @@ class _Stream:
                 self._file.writer.close()
             self._file.part.drop()
             self._file = None
+            self._pending, self._pending_bytes = [], 0

@@ -181,7 +181,7 @@ def test_what_is_not_closed_is_no_data_file(writer, tmp_path):
     assert not [name for _, _, names in os.walk(tmp_path) for name in names if not name.endswith(".parquet")]
 
 
-def test_an_error_leaves_what_was_closed(writer, tmp_path):
+def test_an_error_of_the_caller_loses_nothing(writer, tmp_path):
     def fail():
         with DataSet(Live(writer), tmp_path) as written:
             writer.tick(ROWS // 2)
@@ -190,8 +190,24 @@ def test_an_error_leaves_what_was_closed(writer, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert whole(tmp_path) == [0]
-    assert [name for _, _, names in os.walk(tmp_path) for name in names] == [os.path.basename(files(tmp_path)[0])]
+    assert whole(tmp_path) == list(range(ROWS // 2))
+    assert all(name.endswith(".parquet") for _, _, names in os.walk(tmp_path) for name in names)
+
+
+def test_a_channel_that_cannot_be_written_keeps_no_other_from_being(writer, tmp_path):
+    writer.put("limits", {"t_ns": 5, "level": 0, "limit_bytes": 4096})
+    (tmp_path / "usage").write_text("")
+
+    def fail(*, by_the_caller: bool):
+        with DataSet(Live(writer), tmp_path) as written:
+            writer.tick(ROWS // 2)
+            if by_the_caller:
+                written.write()
+
+    for times, by_the_caller in enumerate((False, True), 1):
+        with pytest.raises(MemcgError, match=r"usage/host.*cannot be written"):
+            fail(by_the_caller=by_the_caller)
+        assert [len(files(tmp_path, name)) for name in ("limits", "clock")] == [times, times]
 
 
 def test_what_the_ring_lapped_is_counted(writer, tmp_path):
