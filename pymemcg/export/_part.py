@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
@@ -52,6 +53,7 @@ class Part:
                 os.fsync(self.file.fileno())  # or after a power failure the name may be there without the data
                 size = os.fstat(self.file.fileno()).st_size
             os.replace(self._part, self.path)
+            _sync_folder(self.path)
         except OSError as error:
             self.drop()
             raise unwritten(self.path, error) from error
@@ -63,6 +65,21 @@ class Part:
             self.file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._part)
+
+
+def _sync_folder(path: str) -> None:
+    """Or after a power failure the file may be without its name."""
+    try:
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # one may write to it and not read it
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems cannot
+            raise
+    finally:
+        os.close(fd)
 
 
 def unwritten(path: str, error: OSError) -> MemcgError:

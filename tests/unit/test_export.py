@@ -333,6 +333,33 @@ class TestUnfinished:
         assert os.listdir(tmp_path) == []
         assert len(os.listdir("/proc/self/fd")) == len(before)
 
+    def test_its_name_is_on_the_disk_too(self, made, tmp_path, monkeypatch):
+        """After it has it: the folder is synced when the file is there."""
+        synced, fsync = [], os.fsync
+
+        def noting(fd):
+            synced.append((os.readlink(f"/proc/self/fd/{fd}"), sorted(os.listdir(tmp_path))))
+            fsync(fd)
+
+        monkeypatch.setattr(os, "fsync", noting)
+        export(made, "csv", tmp_path / "usage.csv", channel="usage")
+        assert synced[-1] == (str(tmp_path), ["made.memcg", "usage.csv"])
+
+    def test_a_folder_that_one_may_only_write_to(self, made, tmp_path, monkeypatch):
+        (tmp_path / "box").mkdir(mode=0o300)
+        monkeypatch.chdir(tmp_path / "box")
+        was = os.geteuid()
+        if was == 0:  # who may read all
+            os.chown(".", 65534, -1)
+            os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError):
+                os.listdir(".")
+            export(made, "csv", "usage.csv", channel="usage")
+        finally:
+            os.seteuid(was)
+        assert (tmp_path / "box/usage.csv").stat().st_size > 0
+
     def test_a_folder_that_is_a_file(self, made, tmp_path):
         with pytest.raises(MemcgError, match="is no folder"):
             export(made, "csv", made.path)
