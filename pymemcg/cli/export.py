@@ -81,8 +81,10 @@ def _to_stdout(recording: Recording, to: str, channel: str | None, tell: Callabl
 
 def _place(args: argparse.Namespace, several: bool) -> str:
     stem, suffix = os.path.splitext(args.file)
+    if suffix not in (".memcg", ".ring"):  # service.ring.1 is another ring than service.ring.2
+        stem = args.file
     if several:
-        return stem if suffix else f"{stem}-{args.to}"
+        return f"{stem}-{args.to}" if stem == args.file else stem
     return f"{stem}{f'-{args.channel}' if args.channel else ''}{SUFFIXES[args.to]}"
 
 

@@ -72,6 +72,20 @@ def test_a_recording_without_a_suffix_keeps_its_name(recording, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["plain", "plain-csv"]
 
 
+def test_rings_of_several_lives_do_not_write_over_each_other(recording, tmp_path):
+    names = ("service.ring", "service.ring.1", "service.ring.2")
+    for name in names:
+        os.link(recording.path, tmp_path / name)
+    os.unlink(recording.path)
+    for name in names:
+        assert export(tmp_path / name, "--to", "csv").returncode == 0
+        assert export(tmp_path / name, "--to", "csv", "--channel", "usage").returncode == 0
+        assert export(tmp_path / name, "--to", "perfetto").returncode == 0
+    made = ("service", "service-usage.csv", "service.pftrace")
+    made += tuple(f"service.ring.{n}{suffix}" for n in (1, 2) for suffix in ("-csv", "-usage.csv", ".pftrace"))
+    assert sorted(os.listdir(tmp_path)) == sorted(names + made)
+
+
 @pytest.mark.parametrize("to", SUFFIXES)
 def test_stdout_takes_one_table_or_trace(recording, to, tmp_path):
     channel = () if to == "perfetto" else ("--channel", "limits")
