@@ -14,6 +14,7 @@ import numpy as np
 
 from pymemcg import metrics, schema
 from pymemcg._ffi import NONE
+from pymemcg._said import level_names
 from pymemcg.errors import NotSupported
 from pymemcg.export._chunks import chunks
 
@@ -188,7 +189,7 @@ def _usage(trace: _Trace, root: int, recording: Recording, tell: Callable[[int],
 
 def _limits(trace: _Trace, root: int, recording: Recording, tell: Callable[[int], object]) -> None:
     """One that is lifted is told as an instant: nothing says of a counter that it has no value any more."""
-    levels = recording.info.get("target", {}).get("levels", [])
+    names = level_names(recording.info)
     tracks: dict[tuple[int, str], int] = {}
     finite: set[tuple[int, str]] = set()
     for rows in _parts(recording.limits, tell):
@@ -198,7 +199,7 @@ def _limits(trace: _Trace, root: int, recording: Recording, tell: Callable[[int]
             for t_ns, level, value in zip(*(rows[column].tolist() for column in ("t_ns", "level", name)), strict=True):
                 key, what = (level, name), name.removesuffix("_bytes")
                 if level:
-                    what += f" of {levels[level]['name'] if 0 < level < len(levels) else f'level {level}'}"
+                    what += f" of {names.get(level, f'level {level}')}"
                 if value != NONE:
                     if key not in tracks:
                         tracks[key] = trace.counter(what, "bytes", root)

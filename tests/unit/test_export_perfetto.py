@@ -18,8 +18,11 @@ from rowwriter import MS, T0, S, held, limits, ticks, write
 from pymemcg._ffi import NONE
 from pymemcg.export import export, rows_to_read
 
+READ = {"usage": "memory.current", "limit": "memory.max"}
+LEVELS = [{"name": "/a/group", "files": READ}, {"name": "/a/without", "files": {}}, {"name": "/a", "files": READ}]
+"""The one without a usage is not sampled, and has no number."""
 INFO = {
-    "target": {"directory": "/a/group", "levels": [{"name": "/a/group"}, {"name": "/a"}]},
+    "target": {"directory": "/a/group", "levels": LEVELS},
     "evidence": {"trace": None, "psi": None, "counters": None},
     "spans": {"pid": 7, "names": ["checkout", "import"], "refs": ["<a>", 5], "refs_left_out": 0},
 }
@@ -40,7 +43,9 @@ def recording(tmp_path):
     pressed = [T0 + second * S for second in range(4)]
     channels = {
         "usage": usage,
-        "limits": joined(limits((0, 0, 64, 1), (0, 1, 999, 0)), {"t_ns": [T0 + S], "level": [0], "limit_bytes": [NONE]}),
+        "limits": joined(
+            limits((0, 0, 64, 1), (0, 1, 999, 0), (0, -1, 5, 0)), {"t_ns": [T0 + S], "level": [0], "limit_bytes": [NONE]}
+        ),
         "stat": {"t_ns": [T0 + S, T0 + 2 * S], "anon": [5, 6], "file": [7, 7], "inactive_file": [1 << 19, 3 << 20]},
         "pressure": dict.fromkeys(("t_ns", "since_ns"), pressed) | {"some_us": [0, 0, 250_000, 250_000]},
         "reclaim": held((100, 5, 7), (101, 30, 8), (102, 1, 8), (2000, 0.1, 7)),
@@ -113,6 +118,7 @@ def test_counters_have_each_change_and_nothing_else(trace):
     assert trace.samples("limit_hits") == [(T0, 0), (T0 + 100 * MS, 1), (T0 + 101 * MS, 2)]
     assert trace.samples("limit") == [(T0, 64 << 20)]
     assert trace.samples("limit of /a") == [(T0, 999 << 20)]
+    assert trace.samples("limit of level -1") == [(T0, 5 << 20)], "nothing names a level that is damaged"
     assert trace.samples("anon") == [(T0 + S, 5), (T0 + 2 * S, 6)]
     assert trace.samples("file") == [(T0 + S, 7)]
     assert trace.samples("working set") == [(T0 + S, (2 << 20) - (1 << 19)), (T0 + 2 * S, 0)]
