@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pymemcg import metrics, schema
-from pymemcg._ffi import NONE
+from pymemcg._ffi import NONE, or_none
 from pymemcg._said import level_names
 from pymemcg.errors import NotSupported
 from pymemcg.export._chunks import chunks
@@ -284,7 +284,7 @@ def _reclaim(trace: _Trace, threads: _Threads, recording: Recording, tell: Calla
     for rows in _parts(recording.reclaim, tell):
         columns = (rows[name].tolist() for name in schema.RECLAIM_UNITS)
         for begin, end, pid, tid, kind, pages, wait in zip(*columns, strict=True):
-            says = {"reclaimed_pages": _known(pages), "cpu_wait_ns": _known(wait)}
+            says = {"reclaimed_pages": or_none(pages), "cpu_wait_ns": or_none(wait)}
             trace.slice(threads.track(pid, tid), begin, end, schema.RECLAIM_KINDS.get(kind, f"kind {kind}"), says)
 
 
@@ -300,10 +300,6 @@ def _spans(trace: _Trace, threads: _Threads, recording: Recording, tell: Callabl
 
 def _text(texts: Any, at: int) -> Any:
     return texts[at] if 0 <= at < len(texts) else None
-
-
-def _known(value: int) -> int | None:
-    return None if value == NONE else value
 
 
 def _stalls(trace: _Trace, root: int, recording: Recording) -> None:
