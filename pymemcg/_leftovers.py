@@ -110,18 +110,25 @@ def join(path: str | os.PathLike[str]) -> None:
     with ExitStack() as stack:
         try:
             left = _ours(path, stack)
-            if not left:
+            filled = [name for name in left if not _is_blank(name)]
+            if not filled:
                 raise RecordingError(f"nothing is left of it: there is no {os.path.basename(path)}.part", path=path)
             fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             stack.callback(os.close, fd)
             stack.callback(_remove, made)
-            _fill(fd, made, left)
+            _fill(fd, made, filled)
             os.fdatasync(fd)
             os.replace(made, path)
         except OSError as error:
             raise RecordingError(f"cannot be put together: {error.strerror}", path=path) from error
         for name in left:
             _remove(name)
+
+
+def _is_blank(path: str) -> bool:
+    """Whether the kill came before it was laid out: then it has no rows."""
+    with open(path, "rb") as file:
+        return not any(file.read(1))
 
 
 def _fill(fd: int, path: str, left: list[str]) -> None:
@@ -140,7 +147,8 @@ def _fill(fd: int, path: str, left: list[str]) -> None:
     for name in left:
         with reading(name) as part:
             # The kill may have come when a part was in the whole, or some of its channels, and was there still.
-            again = [channel for channel in part.tables if whole.ends_as(part, channel)] if name in left[1:2] else []
+            second = left[0].endswith(".whole") and name == left[1]
+            again = [channel for channel in part.tables if second and whole.ends_as(part, channel)]
             whole.append(part, without=again)
             whole.publish(part.closed_at)
 

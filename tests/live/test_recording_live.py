@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from actor import NAMESPACES, Failed, until
 
 import pymemcg
-from pymemcg import Sampler, schema
-from pymemcg.recorder import Recorder
+from pymemcg import RecordingError, Sampler, schema
+from pymemcg.recorder import Recorder, join
 
 pytestmark = pytest.mark.live
 
@@ -45,6 +48,40 @@ def test_a_recording_has_the_rows_of_the_ring(group, make_actor, tmp_path):
         assert recording.info["absent"] == sampler.absent
         assert recording.limits.head >= 1
         assert recording.clock.head >= 1
+
+
+def test_a_command_that_is_killed(group, make_actor, tmp_path):
+    """What it has recorded outlives it and the next command."""
+    make_actor(group)
+    path = tmp_path / "run.memcg"
+    command = [sys.executable, "-m", "pymemcg", "record", group.spec, "-o", str(path), "--duration"]
+
+    def rows() -> int:
+        try:
+            return pymemcg.open(f"{path}.part").usage.head
+        except RecordingError:  # it is being made
+            return 0
+
+    with subprocess.Popen([*command, "1h"]) as process:
+        try:
+            until(lambda: rows() > 100)
+            again = subprocess.run([*command, "1s"], stderr=subprocess.PIPE, text=True, check=False)
+            assert again.returncode == RecordingError.exit_code
+            assert "is being written by another recorder" in again.stderr
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    had = pymemcg.open(f"{path}.part").usage.window()
+    done = subprocess.run([*command, "0.3s"], stdout=subprocess.PIPE, text=True, check=True)
+    assert f"pymemcg.recorder.join('{path}.left-1')" in done.stdout
+    join(f"{path}.left-1")
+    assert sorted(os.listdir(tmp_path)) == ["run.memcg", "run.memcg.left-1"]
+    left = pymemcg.open(f"{path}.left-1")
+    for column in had:
+        assert left.usage.window()[column].tolist() == had[column].tolist()
+    assert left.info["target"]["directory"] == group.directory
+    assert left.missing == {}
+    assert had["t_ns"][-1] < pymemcg.open(path).usage.window()["t_ns"][0]
 
 
 def test_a_disk_that_fills_up(only_root, group, make_actor):

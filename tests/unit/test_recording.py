@@ -336,6 +336,15 @@ class TestBrokenOff:
         assert (header.created_ns, header.created_realtime_ns) == (was.created_ns, was.created_realtime_ns)
         assert ffi.string(header.boot_id) == ffi.string(was.boot_id)
 
+    @pytest.mark.parametrize("laid_out", [b"", bytes(200_000)])
+    def test_a_file_that_was_just_being_made_has_no_rows(self, laid_out, soon, writer, path, tmp_path):
+        self.broken_off(writer, path, 2)
+        for name in ("part.3", "whole"):
+            (tmp_path / f"run.pmc.{name}").write_bytes(laid_out)
+        join(path)
+        assert os.listdir(tmp_path) == ["run.pmc"]
+        assert rows_of(pymemcg.open(path).usage.window()) == list(range(20))
+
     def test_there_is_nothing_to_join(self, path):
         with pytest.raises(RecordingError, match=r"nothing is left of it: there is no run\.pmc\.part"):
             join(path)
