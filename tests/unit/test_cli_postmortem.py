@@ -62,6 +62,28 @@ def test_in_words(path, capsys):
     assert "held: 9" in out
 
 
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        (
+            os.uname().nodename,
+            "Perhaps it ended with the machine: another kernel runs now: the machine was started anew since, ",
+        ),
+        ("elsewhere", "Probably not the OOM killer but something else ended it"),
+    ],
+)
+def test_another_boot_of_a_machine_of_the_same_name(path, capsys, host, says):
+    """Which may be another machine: there are many called `localhost`."""
+    rowwriter.write(path, {"usage": rowwriter.ticks(5), "limits": rowwriter.limits((0, 0, 640, 0))}, {"host": host})
+    with open(path, "r+b") as file:
+        for word, value in (("writer_pid", 4711), ("writer_started_ns", T0)):
+            at = ffi.offsetof("struct memcg_ring_header", "state") + ffi.offsetof("struct memcg_state", word)
+            os.pwrite(file.fileno(), np.uint64(value).tobytes(), at)
+        os.pwrite(file.fileno(), b"another", ffi.offsetof("struct memcg_ring_header", "boot_id"))
+    assert main(["postmortem", path]) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+
+
 def test_json(path, capsys):
     assert main(["postmortem", "--json", path]) == 0
     told = json.loads(capsys.readouterr().out)
