@@ -22,6 +22,7 @@ from pymemcg._words import between
 from pymemcg.cli import make_parser
 from pymemcg.cli._arguments import bytes_of, short_duration
 from pymemcg.cli._stalls import StallLines, figures, thread_name
+from pymemcg.recorder import Recorder
 from pymemcg.stalls import Stall
 
 MS = 1_000_000
@@ -255,7 +256,7 @@ def stalls(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("stalls") / "quiet.memcg"
     try:
-        with pymemcg.Sampler(evidence="counters") as sampler, pymemcg.recorder.Recorder(sampler, path) as recorder:
+        with pymemcg.Sampler(evidence="counters") as sampler, Recorder(sampler, path) as recorder:
             deadline = time.monotonic() + 30
             while recorder.write() < 5 and time.monotonic() < deadline:
                 time.sleep(0.05)
