@@ -116,7 +116,7 @@ def test_only_the_command_that_is_asked_for_is_imported():
 
 
 def test_the_parser_knows_all_commands():
-    needs = {"record": "--duration 1s -o x", "postmortem": "x", "report": "x -o y", "export": "x --to csv"}
+    needs = {"record": "--duration 1s -o x", "postmortem": "x", "report": "x -o y", "export": "x --to csv", "fleet": "report x"}
     for command in COMMANDS:
         words = needs.get(command, "").split()
         if command != "bench":
