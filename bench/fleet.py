@@ -84,7 +84,8 @@ class Fleet:
         self._hosts = [(f"node-{number}", list(SERVICES)[number % len(SERVICES)], number) for number in range(hosts)]
         for host, name, number in self._hosts:
             info = {"target": {**self.recordings[name].info["target"], "levels": [{"name": f"/system.slice/{name}.service"}]}}
-            clocks = {"shift_ns": number * 977 * S, "wall_ns": -number * 3661 * S}
+            # A day back, or the end of a history is in the future, of which reports say by how much, less each time.
+            clocks = {"shift_ns": number * 977 * S, "wall_ns": -(86_400 + number * 3661) * S}
             put(self.dataset, self.recordings[name], host=host, run=f"{number:012x}", info=info, **clocks)
 
     @property
