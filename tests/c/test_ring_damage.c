@@ -141,8 +141,7 @@ static bool is_structure(const struct image *image, uint64_t at)
             return true;
     if (at >= image->header.channels_offset && at < image->header.columns_offset) {
         uint64_t in = (at - image->header.channels_offset) % sizeof(struct memcg_channel_header);
-        return in >= offsetof(struct memcg_channel_header, first_column) &&
-               in < offsetof(struct memcg_channel_header, begun);
+        return in >= offsetof(struct memcg_channel_header, first_column) && in < offsetof(struct memcg_channel_header, begun);
     }
     if (at >= image->header.columns_offset && at < image->header.info_offset) {
         uint64_t in = (at - image->header.columns_offset) % sizeof(struct memcg_column_header);
