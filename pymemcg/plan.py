@@ -51,6 +51,10 @@ class Plan:
         absent: What is not there, and why: a column, or a channel.
         evidence: By which evidence stalls can be known here: name ("trace", "psi", "wchan", "counters") to None, or why not.
         event_ids: Of the tracepoints, for evidence "trace"; empty where there is none.
+        identity: Which group it is: `device` and `inode` of its directory.
+
+    Raises:
+        SourceError: The group is gone.
     """
 
     target: Target
@@ -63,6 +67,15 @@ class Plan:
     absent: dict[str, str] = field(default_factory=dict)
     evidence: dict[str, str | None] = field(default_factory=dict)
     event_ids: dict[str, int] = field(default_factory=dict)
+    identity: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The group as it is now: a new one of the same name is another."""
+        try:
+            group = os.stat(self.target.directory)
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}", path=self.target.directory, errno=error.errno) from error
+        self.identity = {"device": group.st_dev, "inode": group.st_ino}
 
     @property
     def inside(self) -> bool:
@@ -71,9 +84,8 @@ class Plan:
 
     def info(self) -> dict[str, Any]:
         """What a ring made by this plan says of itself."""
-        group = os.stat(self.target.directory)  # a new group of the same name is another one
         return {
-            "target": self.target.describe() | {"device": group.st_dev, "inode": group.st_ino},
+            "target": self.target.describe() | self.identity,
             "absent": self.absent,
             "evidence": self.evidence,
             "kernel": os.uname().release,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import sys
 from pathlib import Path
@@ -18,3 +19,4 @@ pytest.register_assert_rewrite("actor")  # what it asserts of a process says bot
 def pytest_configure() -> None:
     """Leave the source tree: there `python -m pymemcg` of a test's process would find it before the installed package."""
     os.chdir("/")
+    multiprocessing.process.ORIGINAL_DIR = "/"  # where spawned processes go back to

@@ -75,6 +75,7 @@ def _to_stdout(recording: Recording, to: str, channel: str | None, tell: Callabl
     except BrokenPipeError:  # its reader went away, which all commands end by
         raise
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is not tried again at the exit
         raise MemcgError(f"cannot be written: {error.strerror or error}", path="stdout") from error
     return rows
 
