@@ -261,12 +261,12 @@ def _sweep(home: str) -> None:
 
 
 def _leads_nowhere(path: str) -> bool:
-    """Whether the ring file of that name was moved or removed. Where its folder is not there others may see it in theirs."""
+    """Whether the ring file of that name was moved or removed. In folders that are not here others may see it."""
     file, inode = _followed(path)
     try:
         return os.stat(file, follow_symlinks=False).st_ino != inode
     except OSError:
-        return os.path.isdir(os.path.dirname(file))
+        return os.path.isdir(os.path.dirname(file)) or file.startswith(f"{_SHM}/")  # there all see the same
 
 
 def ring_path(directory: os.stat_result, uid: int) -> str:

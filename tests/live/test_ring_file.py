@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -200,11 +201,12 @@ class TestStopped:
 
     def test_links_to_files_that_are_gone_are_swept(self, tmpfs, group, make_group, make_actor):
         actor = make_actor(group)
-        start(actor, f"ring_file={str(tmpfs / 'ring')!r}")
+        (tmpfs / "folder").mkdir()
+        start(actor, f"ring_file={str(tmpfs / 'folder/ring')!r}")
         actor.kill()
         link = ring_file(group.directory)
         assert link.is_symlink()
-        (tmpfs / "ring").unlink()
+        shutil.rmtree(tmpfs / "folder")
         with Sampler(make_group("other").spec):
             assert not link.is_symlink()
 
