@@ -201,6 +201,15 @@ def lock_is_free(directory: str) -> bool:
     return True
 
 
+def kernels_count(directory: str) -> int | None:
+    """How many processes of a group the OOM killer has ended, as the kernel counts; None where it does not."""
+    for name in ("memory.events", "memory.oom_control"):
+        if os.path.exists(f"{directory}/{name}"):
+            counts = dict(line.split() for line in Path(directory, name).read_text().splitlines())
+            return int(counts["oom_kill"]) if "oom_kill" in counts else None
+    return None
+
+
 def ended(pid: int) -> bool:
     """Whether a process has ended; where nobody waits for orphans, as in many a container, it stays as a zombie."""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import facts
 import outside
 import pytest
-from actor import MIB, until
+from actor import MIB, kernels_count, until
 from pressure import whole_machine
 
 import pymemcg
@@ -27,15 +27,6 @@ try: held.madvise(mmap.MADV_NOHUGEPAGE)
 except OSError: pass  # a kernel without huge pages
 for at in range(0, 1 << 28, 4096): held[at] = 1
 """
-
-
-def kernels_count(directory: str) -> int | None:
-    """What the kernel has counted itself."""
-    for name in ("memory.events", "memory.oom_control"):
-        if os.path.exists(f"{directory}/{name}"):
-            counts = dict(line.split() for line in Path(directory, name).read_text().splitlines())
-            return int(counts["oom_kill"]) if "oom_kill" in counts else None
-    return None
 
 
 @pytest.fixture

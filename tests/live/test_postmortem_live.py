@@ -14,7 +14,7 @@ from pathlib import Path
 import facts
 import outside
 import pytest
-from actor import MIB, until
+from actor import MIB, kernels_count, until
 
 import pymemcg
 from pymemcg.cli import main
@@ -34,14 +34,6 @@ for at in range(0, 1 << 28, 4096):
     if at % (1 << 18) == 0:
         with s.span("leak"): time.sleep(0.002)
 """
-
-
-def kernels_count(directory: str) -> int | None:
-    for name in ("memory.events", "memory.oom_control"):
-        if os.path.exists(f"{directory}/{name}"):
-            counts = dict(line.split() for line in Path(directory, name).read_text().splitlines())
-            return int(counts["oom_kill"]) if "oom_kill" in counts else None
-    return None
 
 
 @pytest.fixture
