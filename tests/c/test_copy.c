@@ -42,10 +42,8 @@ static int make(struct memcg_writer *writer, struct memcg_channel *channel)
 /* An empty file of the same layout, on a disk. */
 static int make_file(void)
 {
-    char path[] = "/var/tmp/memcg-copy-XXXXXX";
-    int fd = mkstemp(path);
+    int fd = open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     CHECK(fd >= 0, "no file in /var/tmp");
-    unlink(path);
     CHECK(memcg_ring_create(fd, &SPEC, 1, NULL, 0, rings_page(), 1) == 0, "no file for a copy");
     return fd;
 }
