@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# pytest's importlib mode puts no folder on the path, so the builders in tests/unit are put there.
+# pytest's importlib mode puts no folder on the path, so the builders in tests/unit are put there; and the source tree, for
+# `bench`, but last: it has a `pymemcg` without an extension, which spawned processes would find before the installed one.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "unit"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 pytest.register_assert_rewrite("actor")  # what it asserts of a process says both sides
 

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.fidelity import keeping, running, truth
 from bench.fidelity.workloads import WORKLOADS

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.live
 MIB = 1 << 20
 LIMIT = 80 * MIB
 ABOVE = 200 * MIB
-# A request needs anonymous memory that only page cache can make room for, which the next request's file fills again.
+# A request needs more anonymous memory than fits: room is made by dropping the page cache of a file, and by swap. Reclaim of
+# clean pages alone holds nobody for a millisecond on a fast machine.
 SERVICE = """
 from pymemcg import Sampler
 from pymemcg.recorder import Recorder
@@ -29,7 +30,7 @@ def serve(times):
             os.lseek(file, 0, os.SEEK_SET)
             while os.read(file, 1 << 20): pass
         with s.span("</script><b>allocate</b>", ref=f"<i>{{i}}</i>"):
-            kept = b"x" * (16 << 20)
+            kept = b"x" * (100 << 20)
             del kept
 s = Sampler().start()
 recorder = Recorder(s, {path!r})
@@ -41,7 +42,7 @@ s.stop()
 
 
 @pytest.fixture
-def recorded(make_group, make_actor, scratch, tmp_path) -> pymemcg.Recording:
+def recorded(make_group, make_actor, scratch, swap, tmp_path) -> pymemcg.Recording:
     data, path = scratch / "data", tmp_path / "service.memcg"
     with open(data, "wb") as file:
         file.writelines(os.urandom(MIB) for _ in range(96))

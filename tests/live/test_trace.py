@@ -7,12 +7,9 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import facts
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.fidelity import running
 from bench.fidelity.workloads import WORKLOADS

@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import struct
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.fidelity import truth
 from bench.fidelity.judging import Judged
