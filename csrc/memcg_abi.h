@@ -7,7 +7,7 @@
  * failure; *_free takes NULL. Unless said otherwise a function may be called from any thread, but an object by one at a time. */
 
 /* ---- The ring file: one shared mapping, one writer, any readers ------------------------------------------------------------
- * header | channel table | column table | info (JSON text) | columns, each a run of int64 aligned to align_bytes.
+ * header | channel table | column table | info (JSON text) | lock | columns, each a run of int64 aligned to align_bytes.
  * Row i of a channel is element i % capacity of each of its columns. Everything is native-endian. docs/file-format.md tells
  * the same in prose. */
 
@@ -58,7 +58,7 @@ struct memcg_ring_header {
     uint64_t created_ns;          /* CLOCK_MONOTONIC */
     uint64_t created_realtime_ns; /* CLOCK_REALTIME at the same moment */
     char boot_id[40];
-    uint64_t reserved;
+    uint64_t lock_offset;     /* of a lock for the channels that several processes write, see spans.h; 0 = none */
     struct memcg_state state; /* starts a cache line of its own */
 };
 

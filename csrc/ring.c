@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +14,9 @@
 
 static const char MAGIC[8] = "PYMEMCG";
 static const char DTYPE[8] = {__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>', 'i', '8'};
+
+enum { LOCK_BYTES = 64 }; /* a cache line of its own */
+_Static_assert(sizeof(pthread_mutex_t) <= LOCK_BYTES, "the lock has room");
 
 static uint64_t round_up(uint64_t value, uint64_t to)
 {
@@ -52,7 +56,7 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
 {
     struct memcg_channel_header *channel = (void *)((char *)header + header->channels_offset);
     struct memcg_column_header *column = (void *)((char *)header + header->columns_offset);
-    uint64_t offset = round_up(header->info_offset + header->info_bytes, header->align_bytes);
+    uint64_t offset = round_up(header->lock_offset + LOCK_BYTES, header->align_bytes);
     uint32_t next = 0;
     int rc = 0;
     for (uint32_t i = 0; i < header->channels && rc == 0; i++, channel++) {
@@ -73,6 +77,22 @@ static int lay_out(struct memcg_ring_header *header, const struct memcg_channel_
     if (header->info_bytes)
         memcpy((char *)header + header->info_offset, info, header->info_bytes);
     return rc;
+}
+
+/* Between processes, of which each may be killed while it holds it: the kernel tells the next. */
+static int make_lock(pthread_mutex_t *lock)
+{
+    pthread_mutexattr_t attributes;
+    int rc = pthread_mutexattr_init(&attributes);
+    if (rc != 0)
+        return -rc;
+    rc = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    if (rc == 0)
+        rc = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    if (rc == 0)
+        rc = pthread_mutex_init(lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+    return -rc;
 }
 
 int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t count, const char *info, size_t info_bytes,
@@ -97,7 +117,8 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     uint64_t channels_offset = round_up(sizeof(struct memcg_ring_header), 64);
     uint64_t columns_offset = channels_offset + count * sizeof(struct memcg_channel_header);
     uint64_t info_offset = columns_offset + columns * sizeof(struct memcg_column_header);
-    uint64_t file_bytes = round_up(info_offset + info_bytes, align_bytes) + data;
+    uint64_t lock_offset = round_up(info_offset + info_bytes, LOCK_BYTES);
+    uint64_t file_bytes = round_up(lock_offset + LOCK_BYTES, align_bytes) + data;
     if (ftruncate(fd, (off_t)file_bytes) != 0)
         return -errno;
     int rc = reserve ? -posix_fallocate(fd, 0, (off_t)file_bytes) : 0;
@@ -118,10 +139,13 @@ int memcg_ring_create(int fd, const struct memcg_channel_spec *channels, size_t 
     header->channels_offset = channels_offset;
     header->columns_offset = columns_offset;
     header->info_offset = info_offset;
+    header->lock_offset = lock_offset;
     header->created_ns = clock_ns(CLOCK_MONOTONIC);
     header->created_realtime_ns = clock_ns(CLOCK_REALTIME);
     read_boot_id(header->boot_id);
     rc = lay_out(header, channels, info);
+    if (rc == 0)
+        rc = make_lock((pthread_mutex_t *)(void *)((char *)header + lock_offset));
     /* The magic goes in last: a file that a crash left half laid out is no ring. */
     if (rc == 0 && pwrite(fd, header, head_bytes, 0) != (ssize_t)head_bytes)
         rc = errno ? -errno : -EIO;
@@ -197,7 +221,7 @@ int memcg_ring_validate(const struct memcg_ring_header *header, uint64_t file_by
     return rc != 0 ? rc : validate_channels(header, header->info_offset + header->info_bytes);
 }
 
-int memcg_writer_open(int fd, struct memcg_writer *ret_writer)
+static int writer_map(int fd, int flags, struct memcg_writer *ret_writer)
 {
     struct stat status;
     if (fstat(fd, &status) != 0)
@@ -205,7 +229,7 @@ int memcg_writer_open(int fd, struct memcg_writer *ret_writer)
     if ((uint64_t)status.st_size < sizeof(struct memcg_ring_header))
         return -EBADMSG;
     size_t bytes = (size_t)status.st_size;
-    struct memcg_ring_header *header = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    struct memcg_ring_header *header = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | flags, fd, 0);
     if (header == MAP_FAILED)
         return -errno;
     int rc = memcg_ring_validate(header, bytes);
@@ -213,9 +237,23 @@ int memcg_writer_open(int fd, struct memcg_writer *ret_writer)
         munmap(header, bytes);
         return rc;
     }
-    store_relaxed(&header->state.locked_bytes, mlock(header, bytes) == 0 ? bytes : 0);
     *ret_writer = (struct memcg_writer){.header = header, .bytes = bytes};
     return 0;
+}
+
+int memcg_writer_map(int fd, struct memcg_writer *ret_writer)
+{
+    return writer_map(fd, 0, ret_writer);
+}
+
+int memcg_writer_open(int fd, struct memcg_writer *ret_writer)
+{
+    int rc = writer_map(fd, MAP_POPULATE, ret_writer);
+    if (rc == 0) {
+        size_t bytes = ret_writer->bytes;
+        store_relaxed(&ret_writer->header->state.locked_bytes, mlock(ret_writer->header, bytes) == 0 ? bytes : 0);
+    }
+    return rc;
 }
 
 void memcg_writer_close(struct memcg_writer *writer)

@@ -28,6 +28,8 @@ struct memcg_writer {
     size_t bytes;
 };
 int memcg_writer_open(int fd, struct memcg_writer *ret_writer);
+/* Neither prefaulted nor locked, for a process that writes now and then. */
+int memcg_writer_map(int fd, struct memcg_writer *ret_writer);
 void memcg_writer_close(struct memcg_writer *writer);
 
 /* One channel as its writer sees it. `header` NULL = the ring has no such channel. */
