@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Spans as far as a request waits for them: begun by Marker.span, ended by Span.__exit__. All else about them is Python.
 //
-// That is two looks at the clock, one at the thread's own storage, one object and an append. Nothing here lets go of the GIL, which
-// guards all of it. The type is static: there is one interpreter, since pymemcg refuses to be imported in others.
-#include <Python.h>
+// That is two looks at the clock, one at the thread's own storage, one object and an append; and a row in the ring, where that is to
+// outlive the process. Nothing here lets go of the GIL, which guards all of it. The types are static: there is one interpreter, since
+// pymemcg refuses to be imported in others.
+#include "span.h"
+
 #include <stddef.h>
 #include <structmember.h>
 #include <sys/syscall.h>
@@ -15,34 +17,8 @@ enum {
     ATTRIBUTION_LOOP = 3,
 };
 
-// What both types begin with, and all that the garbage collector has to know of them.
-struct holder {
-    PyObject ob_base;
-    PyObject *held[3];
-};
-
-enum {
-    KIND,
-    IN_LOOP,
-    NOTE
-};                  // a Marker's: the subclass of Span; () -> bool as of pymemcg/spans.py; (span) -> None when it ended
-enum { NAME, REF }; // a Span's, and NOTE
-
-struct place {
-    long long tid;
-    long long attribution;
-};
-
-struct span {
-    struct holder holder;
-    long long start_ns;
-    long long end_ns; // 0 = it goes on
-    struct place place;
-    long long ran_start_ns;
-    long long ran_end_ns;
-};
-
-static PyTypeObject *span_type;
+PyTypeObject *span_type;
+PyTypeObject *sink_type;
 static _Thread_local struct place here; // tid 0 = there was no span in this thread yet
 
 static int holder_traverse(PyObject *self, visitproc visit, void *arg)
@@ -62,7 +38,7 @@ static int holder_clear(PyObject *self)
     return 0;
 }
 
-static void holder_dealloc(PyObject *self)
+void holder_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
 
@@ -101,7 +77,7 @@ static PyObject *span_exit(PyObject *self, PyObject *const *Py_UNUSED(args), Py_
         Py_RETURN_NONE;
     }
     span->end_ns = now_ns();
-    done = PyObject_CallFunctionObjArgs(note, self, NULL);
+    done = Py_TYPE(note) == sink_type ? sink_take(note, span) : PyObject_CallFunctionObjArgs(note, self, NULL);
     if (done == NULL) {
         return NULL;
     }
@@ -127,6 +103,8 @@ static PyMemberDef span_members[] = {
     {"_ran_end_ns", T_LONGLONG, offsetof(struct span, ran_end_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
+
+static const PyType_Slot span_slots[] = {{Py_tp_members, span_members}, {Py_tp_dealloc, holder_dealloc}, {0, NULL}};
 
 // ---- Marker ----------------------------------------------------------------------------------------------------------
 
@@ -219,6 +197,8 @@ static PyMethodDef marker_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static const PyType_Slot marker_slots[] = {{Py_tp_init, marker_init}, {Py_tp_dealloc, holder_dealloc}, {0, NULL}};
+
 // ---- The module ------------------------------------------------------------------------------------------------------
 
 // In a forked child, whose thread is another one.
@@ -228,19 +208,20 @@ static PyObject *forget_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(
     Py_RETURN_NONE;
 }
 
-static PyTypeObject *add_type(PyObject *module, const char *name, size_t size, PyMethodDef *methods, int more, void *what)
+PyTypeObject *add_type(PyObject *module, const char *name, size_t size, PyMethodDef *methods, const PyType_Slot *more)
 {
-    PyType_Slot slots[] = {
+    PyType_Slot slots[8] = {
         {Py_tp_traverse, holder_traverse},
         {Py_tp_clear, holder_clear},
-        {Py_tp_dealloc, holder_dealloc},
         {Py_tp_methods, methods},
-        {more, what},
-        {0, NULL},
     };
     PyType_Spec spec = {name, (int)size, 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
-    PyTypeObject *type = (PyTypeObject *)PyType_FromSpec(&spec);
+    PyTypeObject *type;
 
+    for (size_t i = 3; i < 7 && more->slot != 0; i++) {
+        slots[i] = *more++;
+    }
+    type = (PyTypeObject *)PyType_FromSpec(&spec);
     return type == NULL || PyModule_AddType(module, type) != 0 ? NULL : type;
 }
 
@@ -256,9 +237,10 @@ PyMODINIT_FUNC PyInit__span(void)
     if (module == NULL) {
         return NULL;
     }
-    span_type = add_type(module, "pymemcg._span.Span", sizeof(struct span), span_methods, Py_tp_members, span_members);
-    if (span_type == NULL ||
-        add_type(module, "pymemcg._span.Marker", sizeof(struct holder), marker_methods, Py_tp_init, marker_init) == NULL) {
+    span_type = add_type(module, "pymemcg._span.Span", sizeof(struct span), span_methods, span_slots);
+    sink_type = add_sink(module);
+    if (span_type == NULL || sink_type == NULL ||
+        add_type(module, "pymemcg._span.Marker", sizeof(struct holder), marker_methods, marker_slots) == NULL) {
         Py_DECREF(module);
         return NULL;
     }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from pymemcg.attaching import Attached
     from pymemcg.channel import Channels
     from pymemcg.recording import Recording
     from pymemcg.sampler import Sampler
@@ -331,16 +332,15 @@ class Heard:
 # ---- Of a recording ------------------------------------------------------------------------------------------------
 
 
-def recorded(recording: Recording) -> Hits:
-    """The hits of a recording."""
-    said = recording.info.get("spans")
-    window = recording.spans.window()
-    if not said or len(window) == 0:
+def recorded(recording: Recording | Attached) -> Hits:
+    """The hits of a recording, or of those that a ring has now."""
+    marked = recording._marked()  # noqa: SLF001 - one room
+    if marked is None or marked[0]["start_ns"].size == 0:
         return nothing()
-    rows = {name: window[name] for name in schema.SPANS_UNITS}
+    rows, said = marked
     moments, stalls = _all(recording, int(rows["start_ns"].min()), int(rows["end_ns"].max()) + 1)
     traced = bool(recording.reclaim.names) and recording.info.get("evidence", {}).get("trace") is None
-    losses = _attribution.losses(rows, moments, pid=int(said["pid"]), traced=traced)
+    losses = _of_processes(rows, moments, said["pid"], traced=traced)
     texts: list[Ref] = said["refs"]
 
     def refs(ids: Sequence[int]) -> Sequence[Ref]:
@@ -349,6 +349,18 @@ def recorded(recording: Recording) -> Hits:
     left_out = int(said.get("refs_left_out", 0))
     found = _Found(rows, losses, names=said["names"], refs=refs, stalls=stalls, final_until_ns=NONE)
     return found.table(f"there was no room for the references of {left_out} spans" if left_out else None)
+
+
+def _of_processes(rows: dict[str, Ints], moments: Moments, pid: int, *, traced: bool) -> _attribution.Losses:
+    """What spans lost, each beside the other threads of its own process: of `pid`, where they do not say which."""
+    pids = rows["pid"] if "pid" in rows else np.full(rows["tid"].size, pid)
+    found = {name: np.empty(pids.size, np.int64) for name in _attribution.Losses.__slots__}
+    for one in distinct(pids).tolist():
+        of = np.flatnonzero(pids == one)
+        losses = _attribution.losses({name: column[of] for name, column in rows.items()}, moments, pid=one, traced=traced)
+        for name, column in found.items():
+            column[of] = getattr(losses, name)
+    return _attribution.Losses(**found)
 
 
 def _all(source: Channels, since_ns: int, until_ns: int) -> tuple[Moments, list[Stall]]:

@@ -36,6 +36,7 @@ _OPTIONAL: Final = {
     "usage": frozenset(schema.USAGE_UNITS) - {"t_ns"},
     "pressure": frozenset({"full_us", "cpu_us", "cpu_wait_us"}),
     "limits": frozenset({"high_bytes"}),
+    "spans": frozenset({"pid"}),
 }
 """Columns that may be lost; without one of the others the rows of a channel mean nothing."""
 _NAMED: Final = 4
@@ -91,6 +92,7 @@ class Remains:
         self._rows = {name: self._kept(mapped, self.tables[name], head) for name, head in heads.items()}
         for name in list(self.tables):
             self._check_columns(name)
+        self._take_texts()
 
     # ---- The header ----
 
@@ -185,7 +187,7 @@ class Remains:
                 at = range(first, first + count)
                 columns = [self._entry(_COLUMN, header.columns_offset + i * ffi.sizeof(_COLUMN)) for i in at]
                 self._read_table(index, name, entry, columns)
-            if name is not None and name not in schema.CHANNELS:
+            if name is not None and name not in (*schema.CHANNELS, "names"):
                 self._note(name, "is a channel that this version does not know")
 
     def _read_table(self, index: int, name: str, entry: Any, columns: list[Any]) -> None:
@@ -231,6 +233,24 @@ class Remains:
         return name in self._notes or (
             name not in _OF_FILES and not schema.CHANNELS.get(name, columns).keys() >= columns.keys()
         )
+
+    def _take_texts(self) -> None:
+        """Of spans that a sampler wrote into its ring: then `info` says of them what it says of those of a recording."""
+        from pymemcg import _spanring
+
+        named, spans = self.tables.pop("names", None), self.tables.get("spans")
+        if spans is None or "spans" in self.info:
+            return
+        if named is None:
+            self._note("spans", "nothing of it can be read without its names")
+            del self.tables["spans"]
+            return
+        import numpy as np
+
+        columns = ({name: self._raw(table, name) for name in table.units} for table in (spans, named))
+        slots = np.arange(*self._rows["spans"]) % spans.capacity
+        self.info["spans"] = _spanring.texts(next(columns), slots, next(columns))
+        self.tables["spans"] = _spanring.shown(spans)
 
     # ---- Rows ----
 

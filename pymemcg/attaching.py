@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import schema
+from pymemcg import _spanring, schema
 from pymemcg._ffi import ffi
 from pymemcg._stall import POLICY
 from pymemcg.channel import Channel, Channels
@@ -16,6 +16,7 @@ from pymemcg.ring import Ring, is_used
 from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
+    from pymemcg._hit import Hits, Summary
     from pymemcg.stalls import Policy, Stalls
 
 
@@ -23,7 +24,7 @@ class Attached(Channels):
     """The channels of a sampler in another process, without a copy, as they grow.
 
     The writer never waits for a reader: one that is slow or stopped loses rows, and `Channel.read` and `Window.valid` tell of
-    it. Spans are in the memory of the process that marks them, so there are none here.
+    it. `spans` has columns where the sampler has a ring file: those of all processes that use the ring, told apart by `pid`.
 
     Attributes:
         path: Where the ring was found.
@@ -36,8 +37,11 @@ class Attached(Channels):
         self.path = path
         self._ring = Ring(fd, path)
         self.info: dict[str, Any] = self._ring.info
+        tables = self._ring.tables
+        self._full_spans = Channel("spans", self._ring, tables["spans"]) if {"spans", "names"} <= tables.keys() else None
+        shown = tables | {"spans": _spanring.shown(tables["spans"])} if self._full_spans else tables
         for name in schema.CHANNELS:
-            setattr(self, name, Channel(name, self._ring, self._ring.tables.get(name)))
+            setattr(self, name, Channel(name, self._ring, shown.get(name)))
 
     @property
     def writer_pid(self) -> int | None:
@@ -51,6 +55,32 @@ class Attached(Channels):
         """What sampling does and costs now: the words of `struct memcg_state`, see docs/file-format.md."""
         words = (name for name, _ in ffi.typeof("struct memcg_state").fields if name != "cost_ns")
         return {name: getattr(self._ring.header.state, name) for name in words}
+
+    def hits(self, *, min_ns: int = 0) -> Hits:
+        """The spans in the ring that fell together with reclaim; see `Sampler.hits`."""
+        from pymemcg import _hitting
+
+        return _hitting.recorded(self).hits(min_ns=min_ns)
+
+    def summary(self) -> Summary:
+        """How long the spans in the ring took, by name, with and without what they lost to reclaim."""
+        from pymemcg import _hitting
+
+        return _hitting.recorded(self).summary()
+
+    def _marked(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Columns of the spans that the ring has now, copied, and what they mean; None without spans."""
+        if self._full_spans is None:
+            return None
+        import numpy as np
+
+        window = self._full_spans.window().copy()
+        rows = {name: window[name] for name in window.names}
+        rows["ref_id"] = np.arange(len(window))
+        table = self._ring.tables["names"]
+        count = self._ring.head(table)
+        named = {name: self._ring.column(table, name)[:count] for name in table.units}
+        return rows, _spanring.texts(rows, rows["ref_id"], named)
 
     def stalls(self, *, min_ns: int = 0, evidence: str = "auto", policy: Policy = POLICY) -> Stalls:
         """Find the stalls that the rings still have; see `pymemcg.stalls`. `pymemcg.Detector` tells of them as they come."""

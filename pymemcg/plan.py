@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pymemcg import _ffi, schema, tracepoints
+from pymemcg import _ffi, _spanring, schema, tracepoints
 from pymemcg._ffi import ffi, lib
 from pymemcg.errors import NotSupported, SourceError
 from pymemcg.ring import ChannelSpec
@@ -105,8 +105,9 @@ def make_plan(
     adaptive: bool,
     evidence: str = "auto",
     event_ids: Mapping[str, int] | None = None,
+    keeps_spans: bool = False,
 ) -> Plan:
-    """Decide what can be sampled.
+    """Decide what can be sampled; with `keeps_spans` the ring has room for spans.
 
     Raises:
         SourceError: A file that a sampler cannot do without cannot be read.
@@ -137,6 +138,7 @@ def make_plan(
     _check_evidence(plan, evidence)
     _add(plan, "clock", 60 * SECOND_NS, FEW_ROWS, schema.CLOCK_UNITS)
     _add(plan, "events", 0, FEW_ROWS, schema.EVENTS_UNITS)
+    plan.channels += _spanring.specs() if keeps_spans else []
     return plan
 
 

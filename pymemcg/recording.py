@@ -15,6 +15,9 @@ from pymemcg.errors import RecordingError
 from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pymemcg._hit import Hits, Summary
     from pymemcg.stalls import Policy, Stalls
 
@@ -80,6 +83,11 @@ class Recording(Channels):
         from pymemcg import _hitting
 
         return _hitting.recorded(self).summary()
+
+    def _marked(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, Any]] | None:
+        """Columns of the spans, and what they mean; None without spans."""
+        said, window = self.info.get("spans"), self.spans.window()
+        return ({name: window[name] for name in window.names}, said) if said and len(window) else None
 
     def stalls(self, *, min_ns: int = 0, evidence: str = "auto", policy: Policy = POLICY) -> Stalls:
         """Find all stalls in it; see `pymemcg.stalls`."""

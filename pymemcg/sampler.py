@@ -89,7 +89,7 @@ class Sampler(Watched, Marked, Channels):
         self._ring_file = None if ring_file in (None, False) else ringfile.place(ring_file)
         self._disabled = os.environ.get("PYMEMCG_DISABLE") == "1"
         self._watcher = Watcher(self, Callbacks(on_stall=on_stall, on_hit=on_hit, on_oom=on_oom))
-        self._mark(disabled=self._disabled)
+        self._mark(disabled=self._disabled, keeps=self._ring_file is not None)
         self._lock = threading.RLock()
         self._running: Running | None = None
         self._forked = False
@@ -130,7 +130,8 @@ class Sampler(Watched, Marked, Channels):
             self._target = resolve(self._spec)
             if self._ring_file:
                 ringfile.prepare(self._ring_file)
-            self._running = Running(make_plan(self._target, **self._options), self._ring_file)
+            plan = make_plan(self._target, **self._options, keeps_spans=self._ring_file is not None)
+            self._running = Running(plan, self._ring_file)
             self._bind(self._running)
             self._forked = False
             self._running.await_first_row()
@@ -178,6 +179,8 @@ class Sampler(Watched, Marked, Channels):
                 self._last_stats, self._last_absent = self._stats(running), self._absent(running)
                 self._last_evidence = running.evidence()
                 self._running = None
+                if self._sink is not None:
+                    self._sink.close()
                 running.stop()
             self._forked = False
             await_watcher = self._watcher.end()
@@ -193,6 +196,8 @@ class Sampler(Watched, Marked, Channels):
         tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
         self._channels["spans"] = SpanChannel(self._spans, running.ring)
+        if self._sink is not None:
+            self._sink.open(running.seat.ring_fd)
         self._own = running.seat.role != "attached"
         if not self._own:
             why = (

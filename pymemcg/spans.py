@@ -146,13 +146,16 @@ class Marked(_span.Marker):
     """What a sampler knows of the work that the service marks."""
 
     _spans: SpanLog
+    _sink: _span.Sink | None
     _finder: Finder | None
     _finding: Any
     _disabled: bool
 
-    def _mark(self, *, disabled: bool) -> None:
+    def _mark(self, *, disabled: bool, keeps: bool) -> None:
         self._spans = SpanLog()
-        _span.Marker.__init__(self, Span, _in_loop, self._spans.note)
+        self._sink = _span.Sink(self._spans.note) if keeps else None
+        self._note: Callable[[Span], object] = self._spans.note if self._sink is None else self._sink
+        _span.Marker.__init__(self, Span, _in_loop, self._note)
         self._finder, self._finding = None, native_lock()
         if disabled:
             self.span = no_span  # type: ignore[method-assign,assignment]
@@ -205,7 +208,7 @@ class Marked(_span.Marker):
         span.ran_on(span._tid if tid is None else tid, ran_start_ns, ran_end_ns)  # noqa: SLF001 - one room
         span._attribution = _ATTRIBUTIONS[attribution]  # noqa: SLF001 - one room
         span.start_ns, span.end_ns = start_ns, end_ns
-        self._spans.note(span)
+        self._note(span)
 
     def hits(self, *, min_ns: int = 0) -> Hits:
         """The spans that fell together with reclaim, of those that are remembered: the last 16,384 and those of 60 s.
@@ -242,6 +245,8 @@ def _after_fork_in_child() -> None:
     _span.forget_thread()
     for marked in list(_all.values()):
         marked._spans.forget()  # noqa: SLF001 - one room
+        if marked._sink is not None:  # noqa: SLF001 - one room
+            marked._sink.forget()  # noqa: SLF001 - one room
         marked._finder, marked._finding = None, native_lock()  # noqa: SLF001 - one room
 
 

@@ -293,7 +293,8 @@ def _spans(trace: _Trace, threads: _Threads, recording: Recording, tell: Callabl
     names, refs, pid = said.get("names", ()), said.get("refs", ()), int(said.get("pid", 0))
     for rows in _parts(recording.spans, tell):
         columns = (rows[name].tolist() for name in ("start_ns", "end_ns", "tid", "name_id", "ref_id", "attribution"))
-        for begin, end, tid, name, ref, how in zip(*columns, strict=True):
+        pids = rows["pid"].tolist() if "pid" in rows else [pid] * len(rows)
+        for pid, begin, end, tid, name, ref, how in zip(pids, *columns, strict=True):
             says = {"ref": _text(refs, ref), "attribution": schema.SPAN_ATTRIBUTIONS.get(how)}
             trace.slice(threads.spans(pid, tid).lane(begin, end), begin, end, str(_text(names, name) or "span"), says)
 
