@@ -193,6 +193,11 @@ def total_ns(found: list[Stall], of: Callable[[Stall], Any] = lambda stall: stal
     return sum(of(stall) or 0 for stall in found)
 
 
+def within(found: list[Stall], begin: int, end: int) -> list[Stall]:
+    """Those of a load; a process that is still above memory.high sleeps for whatever it does after it, too."""
+    return [stall for stall in found if (stall.end_ns is None or stall.end_ns >= begin) and stall.start_ns <= end]
+
+
 def causes(found: list[Stall]) -> dict[str, int]:
     """How long each held somebody in all."""
     took: dict[str, int] = {}
