@@ -42,6 +42,6 @@ void holder_dealloc(PyObject *self);
 
 PyTypeObject *add_sink(PyObject *module);
 // What calling a Sink with a span does.
-PyObject *sink_take(PyObject *sink, struct span *span);
+PyObject *sink_take(PyObject *self, struct span *span);
 
 #endif

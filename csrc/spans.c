@@ -133,7 +133,7 @@ static int find_lock(struct memcg_spans *spans)
     struct memcg_ring_header *header = spans->writer.header;
     uint64_t end = (uint64_t)((char *)spans->spans.column[0] - (char *)header);
     if (header->lock_offset < header->info_offset + header->info_bytes || header->lock_offset % 64 ||
-        header->lock_offset + sizeof *spans->lock > end)
+        header->lock_offset + sizeof(pthread_mutex_t) > end)
         return -EBADMSG;
     spans->lock = (pthread_mutex_t *)(void *)((char *)header + header->lock_offset);
     return 0;

@@ -72,11 +72,13 @@ class SpanHits:
 
     Attributes:
         count: How many.
+        spans: Of how many in the file.
         lost_ns: What they lost in all, as far as it is known.
         worst: Names of the worst, at most five.
     """
 
     count: int
+    spans: int
     lost_ns: int | None
     worst: tuple[str, ...]
 

@@ -241,7 +241,7 @@ class Remains:
         named, spans = self.tables.pop("names", None), self.tables.get("spans")
         if spans is None or "spans" in self.info:
             return
-        if named is None:
+        if named is None or not _spanring.whole(named):
             self._note("spans", "nothing of it can be read without its names")
             del self.tables["spans"]
             return

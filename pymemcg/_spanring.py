@@ -46,6 +46,11 @@ def shown(table: Table) -> Table:
     return replace(table, units=units, offsets=offsets)
 
 
+def whole(table: Table) -> bool:
+    """Whether the `names` of a ring can be read."""
+    return set(_TEXTS) <= table.units.keys()
+
+
 def names(columns: Mapping[str, NDArray[np.int64]]) -> list[str]:
     """The texts in rows of `names`."""
     return [_text(line) for line in _lines(columns, _TEXTS)]

@@ -265,7 +265,7 @@ class _Examination:
         for hit in hits:
             worst[hit.name] += hit.lost_ns or hit.lo_ns
         lost = sum(known) if known or not len(hits) else None
-        return SpanHits(len(hits), lost, tuple(name for name, _ in worst.most_common(5)))
+        return SpanHits(len(hits), self._recording.spans.head, lost, tuple(name for name, _ in worst.most_common(5)))
 
     def _realtime_ns(self, t_ns: int | None) -> int | None:
         if t_ns is None:

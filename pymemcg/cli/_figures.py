@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from pymemcg._words import UNKNOWN, number, share, size, span
 
 if TYPE_CHECKING:
-    from pymemcg._findings import LimitUse, Postmortem
+    from pymemcg._findings import LimitUse, Postmortem, SpanHits
 
 STEP_TITLES: Final = ("before the end", "usage", "limit hits", "in stalls")
 
@@ -37,10 +37,9 @@ def figures(told: Postmortem) -> Iterator[tuple[str, str]]:
     if told.held_ns is not None:
         yield "held", f"in the end a thread had been in reclaim for {span(told.held_ns)}"
     if told.hits is not None:
-        worst = f": {', '.join(told.hits.worst)}" if told.hits.worst else ""
-        yield "spans", f"{number(told.hits.count)} lost {span(told.hits.lost_ns)}{worst}"
+        yield "spans", _hits(told.hits)
     elif told.ending.how != "recorded":
-        yield "spans", "not in a ring file: they are in the memory of the process that marks them"
+        yield "spans", "there was no room for them: the process that made the ring has no ring file"
     if told.gap_ns is not None:
         yield "file", f"written {span(told.gap_ns)} after the last row"
     for name, why in told.missing.items():
@@ -74,6 +73,12 @@ def _growths(told: Postmortem) -> Iterator[str]:
                 "" if to_limit is None else f", {span(to_limit * 1e9)} to the nearest limit" if to_limit else ", at the limit"
             )
             yield f"{size(growth.bytes_per_s, sign=True)}/s over {growth.seconds} s{left}"
+
+
+def _hits(hits: SpanHits) -> str:
+    if not hits.count:
+        return f"none of {number(hits.spans)} was hit" if hits.spans else "none"
+    return f"{number(hits.count)} of {number(hits.spans)} lost {span(hits.lost_ns)}: {', '.join(hits.worst)}"
 
 
 def _stalls(told: Postmortem) -> str:

@@ -51,7 +51,7 @@ def test_in_words(path, capsys):
     assert "64.0 MiB of 64.0 MiB (100 %), 0 B left" in said
     assert "+44.0 MiB/s over 1 s, at the limit" in said
     assert "stalls 1 (limit 1), 30.0 ms in all, the worst 30.0 ms; 1 in the last second" in said
-    assert "spans not in a ring file" in said, "hits are not known, which is not none"
+    assert "spans there was no room for them" in said, "hits are not known, which is not none"
     assert "absent high: no <memory.high>" in said
     assert "anon –, file –" in said, "what is not known is no 0"
     assert r"absent stat: gone\x1b]0;owned\x07" in said, "it is not the terminal that is told"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,12 +39,14 @@ FUZZED = settings(
 )
 
 SAMPLE = """
-import os, sys, pymemcg
-sampler = pymemcg.Sampler("self", rate_hz=2000, history_s=1, adaptive=False).start()
-fd = sampler._running.seat.ring_fd
+import sys, pymemcg
+sampler = pymemcg.Sampler("self", rate_hz=2000, history_s=1, adaptive=False, ring_file=sys.argv[1]).start()
+for number in range(300):
+    with sampler.span(f"name {number % 7}", ref=(None, number, f"ref {number}", "x" * 60)[number % 4]):
+        pass
 while sampler.usage.head < sampler.usage.capacity + 100:
     held = bytearray(1 << 20)
-print(f"/proc/{os.getpid()}/fd/{fd}", flush=True)
+print("sampled", flush=True)
 sys.stdin.read()
 """
 
@@ -56,20 +58,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(folder) -> Path:
-    """The ring of a sampler that has been round and was then killed."""
-    process = subprocess.Popen([sys.executable, "-c", SAMPLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        ring = process.stdout.readline().strip()
-        with open(ring, "rb") as file:  # it outlives the process by this descriptor
-            process.send_signal(signal.SIGKILL)
+    """The ring file of a sampler with spans that has been round and was then killed."""
+    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as memory:
+        ring = f"{memory}/ring"
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAMPLE, ring], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout.readline() == "sampled\n"
+        finally:
+            process.kill()
             process.wait()
-            with open(folder / "killed", "wb") as copy:
-                shutil.copyfileobj(file, copy)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+            process.stdin.close()
+            process.stdout.close()
+        shutil.copyfile(ring, folder / "killed")
+    recording = pymemcg.open(folder / "killed")
+    assert recording.is_ring
+    assert recording.spans.head == 300
     return folder / "killed"
 
 

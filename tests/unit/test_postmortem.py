@@ -247,7 +247,7 @@ class TestFigures:
         }
         said = INFO | {"spans": {"pid": 7, "names": ["slow", "quick"], "refs": ["x"]}}
         told = postmortem(ring({"usage": FAR, "reclaim": rowwriter.held((110, 20, 5)), "spans": spans}, said))
-        assert (told.hits.count, told.hits.lost_ns, told.hits.worst) == (1, 20 * MS, ("slow",))
+        assert (told.hits.count, told.hits.spans, told.hits.lost_ns, told.hits.worst) == (1, 2, 20 * MS, ("slow",))
         assert postmortem(ring({"usage": FAR})).hits is None
 
     def test_what_is_absent_is_none(self, ring):
