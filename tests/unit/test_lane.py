@@ -186,6 +186,28 @@ def test_a_table_tells_what_failed_and_where_it_is_from():
     assert "| uml (not run yet) |" in table
 
 
+@pytest.mark.usefixtures("_no_cells")
+def test_a_cell_is_made_in_parts():
+    cell = matrix.Cell("6.1 v1", "root")
+    cell.keep("== 1 passed in 1.0s ==", 0, marked=True)
+    cell.keep("== 3 passed, 1 skipped in 1.0s ==", 0, marked=False, part="1/3")
+    assert matrix._verdict(cell) == "1 of 3 parts: 3 passed, 1 skipped"
+    cell.keep("FAILED tests/live/test_a.py::test_b\n== 1 failed, 2 passed in 1.0s ==", 1, marked=False, part="3/3")
+    cell.keep("== 5 passed in 1.0s ==\nKilled", 137, marked=False, part="2/3")
+    assert matrix._verdict(cell) == "10 passed, 1 skipped, 1 failed; failed with exit status 137"
+    assert "- 6.1 v1, root: `live/test_a.py::test_b`" in matrix.table()
+    cell.keep("== 5 passed in 1.0s ==", 0, marked=False, part="2/3")
+    cell.keep("== 4 passed in 1.0s ==", 0, marked=False, part="3/3")
+    assert matrix._verdict(cell) == "12 passed, 1 skipped"
+    assert matrix._verdict(matrix.Cell("6.1", "root")) == "–"
+
+
+def test_parts_have_every_file_once():
+    parts = [matrix._files(f"{part}/5") for part in range(1, 6)]
+    assert sorted(name for part in parts for name in part) == matrix._files("1/1")
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 @pytest.mark.parametrize(
     ("output", "status", "marked", "verdict"),
     [

@@ -39,6 +39,17 @@ class Said:
             reasons[reason] += int(number)
         return cls(status, counts, float(last[0][2]) if last else 0.0, reasons, FAILED.findall(output))
 
+    @classmethod
+    def together(cls, several: list[Said]) -> Said:
+        """Several runs as one."""
+        counts, reasons = Counter[str](), Counter[str]()
+        for one in several:
+            counts.update(one.counts)
+            reasons.update(one.reasons)
+        status = next((one.status for one in several if one.complaint()), 0)
+        failed = [name for one in several for name in one.failed]
+        return cls(status, dict(counts), sum(one.seconds for one in several), reasons, failed)
+
     @property
     def passed(self) -> int:
         return self.counts.get("passed", 0)
