@@ -157,8 +157,8 @@ int memcg_spans_open(int ring_fd, struct memcg_spans **ret_spans)
     int rc = memcg_writer_map(ring_fd, &spans->writer);
     if (rc == 0)
         rc = bind_channels(spans);
-    if (rc == 0)
-        rc = find_name(spans, "(other)", 7, AT_START); /* is row 0 */
+    if (rc == 0 && load_relaxed(&spans->names.header->head) == 0)
+        rc = find_name(spans, "(other)", 7, AT_START); /* is row 0, whoever comes first */
     if (rc < 0) {
         memcg_spans_forget(spans);
         return rc;
