@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a span costs, beside an empty Python `with`; alone, and beside a thread that never lets go of the GIL willingly.
+"""What a span costs, beside an empty Python `with`; with a ring file; and beside a thread that never lets the GIL go willingly.
 
 `python bench/test_spans.py` prints the figures of the Python that runs it, from interleaved pairs, and needs no pytest.
 """
@@ -10,6 +10,7 @@ import platform
 import random
 import statistics
 import sys
+import tempfile
 import threading
 import time
 
@@ -98,11 +99,14 @@ def main():
     sampler = Sampler()
     batch_spans(20_000, sampler)  # the queue is full: from here on each span overwrites one
     least, median, empty_least, empty_median = alone(sampler)
+    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as folder, Sampler(ring_file=f"{folder}/ring") as kept:
+        kept_least, kept_median, _, _ = alone(kept)
     pairs = p99_beside_a_thread(sampler)
     above = statistics.median(span - empty for span, empty in pairs)
     tails = [statistics.median(pair[i] for pair in pairs) for i in range(2)]
     print(
         f"{platform.python_implementation()} {platform.python_version()}: a span {least:.0f} ns (median {median:.0f}), "
+        f"with a ring file {kept_least:.0f} ns (median {kept_median:.0f}), "
         f"an empty `with` {empty_least:.0f} ns (median {empty_median:.0f}); "
         f"beside a thread p99 {tails[0]:.0f} ns, empty {tails[1]:.0f} ns, median of differences {above:.0f} ns"
     )
