@@ -28,6 +28,8 @@ pytestmark = pytest.mark.live
 
 GIVEN_FILE, GIVEN_IDS = os.environ.get("PYMEMCG_AS_FILE"), os.environ.get("PYMEMCG_AS_EVENT_IDS")
 MOST_TO_READ = 1 << 30
+ENOUGH_HITS = 200
+"""Of clean page cache each costs some 50 us: PSI must have more than a millisecond of it."""
 # By which name the reason stands for a column of `usage` that is not there.
 REASONS = {"usage_bytes": "usage", "high_hits": "high", "rss_bytes": "usage", "shared_bytes": "usage"}
 
@@ -47,7 +49,7 @@ def fill(own: pymemcg.cgroup.Level, size: int) -> None:
         for _ in range(3 * size // MIB):
             if not file.readinto(buffer):
                 file.seek(0)
-            if hits(counter) > before + 20:
+            if hits(counter) > before + ENOUGH_HITS:
                 break
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or the group would stay at its limit
 
