@@ -194,7 +194,7 @@ def total_ns(found: list[Stall], of: Callable[[Stall], Any] = lambda stall: stal
 
 
 def within(found: list[Stall], begin: int, end: int) -> list[Stall]:
-    """Those of a load; a process that is still above memory.high sleeps for whatever it does after it, too."""
+    """Those of a load."""
     return [stall for stall in found if (stall.end_ns is None or stall.end_ns >= begin) and stall.start_ns <= end]
 
 
