@@ -10,7 +10,7 @@ import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import facts
 import outside
+import tracepointhold
 from actor import Actor
 from outside import OutsideGroup
 from swapping import swap_of
@@ -82,13 +83,22 @@ def pytest_runtest_setup() -> Generator[None, object, object]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tracefs() -> Iterator[None]:
-    """Mounted while live tests run, where it may be: then samplers have evidence `trace`, as a prepared host's have."""
-    try:
-        trace = Trace(0.1, {}, name="tests")
-    except NotSupported:
+    """Mounted while live tests run, where it may be: then samplers have evidence `trace`, as a prepared host's have.
+
+    And held, or each stop of a sampler would wait for RCU.
+    """
+    with ExitStack() as stack:
+        with suppress(NotSupported):
+            stack.enter_context(Trace(0.1, {}, name="tests"))
+        stack.callback(tracepointhold.let_go)
+        tracepointhold.hold()
         yield
-        return
-    with trace:
+
+
+@pytest.fixture
+def let_go_of_tracepoints(_tracefs: None) -> Iterator[None]:
+    """For what shows how samplers end: the last to let go of tracepoints waits for RCU, a quarter of a second."""
+    with tracepointhold.let_go_meanwhile():
         yield
 
 
@@ -155,12 +165,6 @@ def make_actor(make_group: Callable[..., ChildGroup]) -> Iterator[Callable[..., 
     yield make
     for actor in made:
         actor.close()
-
-
-@pytest.fixture
-def held_tracepoints(make_group: Callable[..., ChildGroup], make_actor: Callable[..., Actor]) -> None:
-    """For many starts and stops: the last to let go of tracepoints waits for RCU, a quarter of a second. So it is another."""
-    make_actor().do(f"from pymemcg import Sampler; held = Sampler({make_group('held').spec!r}, rate_hz=10).start()")
 
 
 @pytest.fixture(scope="module")  # no longer: other tests want none

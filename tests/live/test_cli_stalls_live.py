@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import facts
@@ -63,6 +63,13 @@ def following(*words: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen([*PYMEMCG, "stalls", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         yield process
         process.kill()
+
+
+def ends_within(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Whether it ends; meanwhile an episode does, which is then told: one that goes on is told every 10 s."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.poll() is not None
 
 
 def until_sampled(group: ChildGroup) -> None:
@@ -176,6 +183,6 @@ def test_a_reader_that_goes_away_is_no_error(make_group, make_actor, data):
         process.stdout.close()
         process.stdout = None
         until_sampled(group)
-        until(lambda: actor.do(SQUEEZE.format(path=data, times=1)) or process.poll() is not None)
+        until(lambda: actor.do(SQUEEZE.format(path=data, times=1)) or ends_within(process, 4))
         _, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")

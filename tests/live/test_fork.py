@@ -238,7 +238,6 @@ class TestServers:
         until(lambda: not ring_file(group.directory).exists())
 
 
-@pytest.mark.usefixtures("held_tracepoints")
 def test_forks_while_other_threads_start_and_stop(group, make_actor):
     """Whatever the parent was about, a child holds no lock of it: when the parent is done, the group is free."""
     actor = make_actor()

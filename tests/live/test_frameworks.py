@@ -139,7 +139,6 @@ class TestGevent:
         assert monkey.end() == 0
         assert monkey.errors() == ""
 
-    @pytest.mark.usefixtures("held_tracepoints")
     def test_greenlets_start_and_stop_one_sampler(self, monkey):
         monkey.do(
             "s = Sampler(history_s=1); done = []\n"

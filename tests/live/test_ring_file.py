@@ -22,7 +22,7 @@ from pymemcg import Sampler, SourceError, schema
 
 pytestmark = pytest.mark.live
 
-KILLS = 8
+KILLS = 5
 COPY_MS = 200
 
 

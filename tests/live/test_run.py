@@ -14,7 +14,7 @@ from pathlib import Path
 
 import facts
 import pytest
-from runner import LISTENER, RUN, SIGNALS, as_pid_1, children_of, run, shell
+from runner import LISTENER, MAIN, RUN, SIGNALS, as_pid_1, children_of, run, shell
 
 import pymemcg
 import pymemcg.once
@@ -266,6 +266,9 @@ def test_what_is_left_behind_goes_on_outside_of_the_group(own_groups):
         os.kill(pid, signal.SIGKILL)
 
 
+IMPATIENT = [sys.executable, "-c", f"import pymemcg.child; pymemcg.child._PATIENCE_S = 0.3; {MAIN}", "run"]
+
+
 def test_a_group_that_cannot_be_removed_does_not_change_the_status(own_groups):
     script = """
 import os, pymemcg
@@ -274,7 +277,7 @@ os.mkdir(own + "/left")
 print(own, flush=True)
 os._exit(6)
 """
-    done = run("--memory-max", "64M", "--", sys.executable, "-c", script)
+    done = run("--memory-max", "64M", "--", sys.executable, "-c", script, program=IMPATIENT)
     own = done.stdout.strip()
     os.rmdir(f"{own}/left")
     os.rmdir(own)

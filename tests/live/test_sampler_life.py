@@ -34,6 +34,7 @@ class TestStartAndStop:
         sampler.stop()
         assert all(heads.values()), heads
 
+    @pytest.mark.usefixtures("let_go_of_tracepoints")
     def test_stop_leaves_nothing_and_comes_at_once_however_slow_the_ticks(self, group):
         running = len(threads())
         with leaves_nothing(group.directory):
@@ -62,7 +63,6 @@ class TestStartAndStop:
         gc.collect()
         assert maps() == 0
 
-    @pytest.mark.usefixtures("held_tracepoints")
     def test_200_times_leave_nothing(self, group):
         with Sampler(group.spec):
             pass
@@ -72,7 +72,6 @@ class TestStartAndStop:
                     pass
             gc.collect()
 
-    @pytest.mark.usefixtures("held_tracepoints")
     def test_one_sampler_many_times(self, group):
         sampler = Sampler(group.spec, history_s=1)
         with leaves_nothing(group.directory):
@@ -223,6 +222,7 @@ class TestFailures:
         nobody.do("s.stop()")
 
 
+@pytest.mark.usefixtures("let_go_of_tracepoints")
 class TestEnd:
     """A program may end however it likes."""
 

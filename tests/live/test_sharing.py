@@ -289,7 +289,6 @@ class TestAlone:
                 until(lambda: "pressure" not in second.absent)
 
 
-@pytest.mark.usefixtures("held_tracepoints")
 def test_many_start_and_stop_at_the_same_time(group, make_actor):
     """At any moment at most one samples; all others attach, and nobody is left out or left over."""
     actors = [make_actor() for _ in range(4)]

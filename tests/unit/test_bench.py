@@ -40,7 +40,7 @@ def test_interval_narrows_with_the_root_of_the_pairs():
         """The mean of several: one sample of 25 may happen to lie close together."""
         return sum(estimate([numbers.gauss(1, 0.1) for _ in range(count)]).width for _ in range(20)) / 20
 
-    assert width(25) / width(900) == pytest.approx(6, rel=0.2)
+    assert width(25) / width(400) == pytest.approx(4, rel=0.2)
 
 
 def test_an_outlier_moves_the_mean_and_not_the_median():

@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,18 @@ def closed(detection: Detection) -> Stalls:
 )
 def test_chunks_make_no_difference(mixed, monkeypatch, *, chunk, rows, windows, evidence):
     policy = Policy(patience_ns=3_000_000_000, harmless_every_ns=1_000_000_000)
-    whole = closed(Detection(mixed, evidence, policy))
+    whole = in_one_piece(mixed, evidence, policy)
     with monkeypatch.context() as patch:
         patch.setattr(_traced, "CHUNK", rows)
         patch.setattr(_counted, "CHUNK", windows)
         cut = closed(Detection(mixed, evidence, policy, chunk=chunk))
     assert cut.to_dicts() == whole.to_dicts()
     assert len(whole)
+
+
+@cache
+def in_one_piece(recording: pymemcg.Recording, evidence: str, policy: Policy) -> Stalls:
+    return closed(Detection(recording, evidence, policy))
 
 
 def test_all_evidences_are_joined(mixed):

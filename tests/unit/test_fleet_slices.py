@@ -19,7 +19,7 @@ from pymemcg.fleet._find import Slice, Slicing, find, slices
 from pymemcg.fleet._reader import Reader
 
 ROUNDS = 4
-FEW = settings(deadline=None, max_examples=8)
+FEW = settings(deadline=None, max_examples=5)
 
 
 def run_of(recording: pymemcg.Recording, folder: Path, **how) -> Run:
