@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ from pymemcg.mounts import file_system
 from pymemcg.ringfile import lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _SHM = "/dev/shm"  # noqa: S108 - a tmpfs by convention, and its folder below is checked to be ours
 _PATIENCE_S = 1.0
@@ -57,8 +58,10 @@ class Seat:
     def leave(self) -> None:
         """Give the ring and the right to write it back; the last one out removes the ring's name. Twice is once."""
         path = self.path if self.ring_fd >= 0 else None
-        if path is not None and lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
-            os.unlink(path)
+        if path is not None:
+            with _turn(path):
+                if lock(self.ring_fd, fcntl.LOCK_EX) and _is_at(path, self.ring_fd):
+                    os.unlink(path)
         if self.ring_fd >= 0:
             fcntl.flock(self.ring_fd, fcntl.LOCK_UN)  # arrays keep the ring mapped, and with that its lock
         self.abandon()
@@ -95,7 +98,10 @@ def take_seat(directory: str, create: Callable[[int], None], *, at: str | None =
         while True:
             if lock(lock_fd, fcntl.LOCK_EX):
                 return _sample(lock_fd, path, note, _Maker(create, at), deadline)
-            ring_fd = _join(path) if path else None
+            ring_fd = None
+            if path is not None:
+                with _turn(path):
+                    ring_fd = _join(path)
             if ring_fd is not None and _fits(ring_fd):
                 return Seat("attached", ring_fd, lock_fd, path)
             if ring_fd is not None:
@@ -157,15 +163,16 @@ class _Maker:
 def _sample(lock_fd: int, path: str | None, note: str | None, maker: _Maker, deadline: float) -> Seat:
     """The lock is ours. Go on with the ring that others are attached to, if there is one; else make one."""
     while path is not None:
-        ring_fd = _inherit(path)
-        if ring_fd is not None and _fits(ring_fd):
-            return Seat("sampling", ring_fd, lock_fd, path)
-        if ring_fd is not None:
+        try:
+            with _turn(path):
+                ring_fd = _inherit(path)
+                if ring_fd is None:
+                    return Seat("sampling", maker.named(path), lock_fd, path, previous=maker.previous)
+            if _fits(ring_fd):
+                return Seat("sampling", ring_fd, lock_fd, path)
             os.close(ring_fd)
             note = f"{path} is in use by another version of pymemcg"
             break
-        try:
-            return Seat("sampling", maker.named(path), lock_fd, path, previous=maker.previous)
         except OSError as error:
             if maker.at is not None and isinstance(error, SourceError):  # it was asked for there
                 raise
@@ -177,19 +184,32 @@ def _sample(lock_fd: int, path: str | None, note: str | None, maker: _Maker, dea
     return Seat("sampling", maker.nameless(), lock_fd, None, f"others cannot attach: {note}", maker.previous)
 
 
+@contextmanager
+def _turn(path: str) -> Iterator[None]:
+    """One process at a time: of several who come at once to a ring that nobody uses each would take the others for its users.
+
+    It is a moment, and who was stopped in it holds others up no longer than for _PATIENCE_S.
+    """
+    try:
+        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # the folder was removed, and all rings' names with it
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not lock(fd, fcntl.LOCK_EX) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _inherit(path: str) -> int | None:
     """The ring to which others are attached; or None, and then its name is free."""
-    while (fd := _join(path)) is not None:
-        if lock(fd, fcntl.LOCK_EX):  # nobody else: a leftover
-            if _is_at(path, fd):
-                os.unlink(path)
-        # flock drops the lock that it could not change: without it the last of the others would remove our ring.
-        elif lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
-            return fd
-        os.close(fd)
-    if os.path.islink(path):  # to a ring that was moved or removed
+    fd = _join(path)
+    if fd is None and os.path.islink(path):  # to a ring that was moved or removed
         os.unlink(path)
-    return None
+    return fd
 
 
 def _create_named(path: str, create: Callable[[int], None]) -> int:
@@ -227,13 +247,16 @@ def _memfd(create: Callable[[int], None]) -> int:
 
 
 def _join(path: str) -> int | None:
-    """Open a ring and say that we use it; None where there is none any more."""
+    """Open a ring that others use and say that we do, too; None where there is none. One that nobody uses loses its name."""
     try:
         fd = os.open(file_of(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
+    if lock(fd, fcntl.LOCK_EX):
+        if _is_at(path, fd):
+            os.unlink(path)
     # Its last user may have removed it between our open and our lock: then it is nobody's, whatever we hold.
-    if lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
+    elif lock(fd, fcntl.LOCK_SH) and _is_at(path, fd):
         return fd
     os.close(fd)
     return None
@@ -253,8 +276,6 @@ def _sweep(home: str) -> None:
         path = f"{home}/{name}"
         fd = _join(path)
         if fd is not None:
-            if lock(fd, fcntl.LOCK_EX) and _is_at(path, fd):
-                os.unlink(path)
             os.close(fd)
         elif os.path.islink(path) and _leads_nowhere(path):
             os.unlink(path)

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import facts
@@ -24,6 +25,42 @@ pytestmark = pytest.mark.live
 
 KILLS = 5
 COPY_MS = 200
+
+
+# Forty lives of four processes each, which come to the group at the same moment and are killed with the ring in use.
+SEATS = """
+import os, signal, sys
+from pymemcg import cgroup, sharing
+from pymemcg.ring import ChannelSpec, create
+directory, path = cgroup.resolve(sys.argv[1]).directory, sys.argv[2]
+channels = [ChannelSpec("usage", 0, 10, {"t_ns": "ns"})]
+
+def sit(go, answer):
+    os.read(go, 1)
+    seat = sharing.take_seat(
+        directory, lambda fd: create(fd, channels, {}, align=os.sysconf("SC_PAGESIZE"), reserve=True), at=path
+    )
+    os.write(answer, b"%d " % os.fstat(seat.ring_fd).st_ino)
+    signal.pause()
+
+for _ in range(40):
+    (go, going), (answers, answer) = os.pipe(), os.pipe()
+    pids = []
+    for _ in range(4):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            sit(go, answer)
+    os.write(going, b"....")
+    told = b""
+    while len(told.split()) < 4 or not told.endswith(b" "):
+        told += os.read(answers, 100)
+    print(told.decode(), flush=True)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for fd in (go, going, answers, answer):
+        os.close(fd)
+"""
 
 
 @pytest.fixture
@@ -137,6 +174,21 @@ class TestSeveral:
         names = sorted(name.name for name in path.parent.iterdir())
         assert names == ["ring", "ring.1", "ring.2"]
         assert len({created(path.parent / name) for name in names}) == 3
+
+    def test_what_a_life_left_is_no_ring_for_the_next(self, tmpfs, group):
+        """Workers that come to it at the same moment do not take each other for its users."""
+        done = subprocess.run(
+            [sys.executable, "-c", SEATS, group.spec, str(tmpfs / "ring")],
+            capture_output=True,
+            text=True,
+            timeout=facts.PATIENCE_S,
+            check=False,
+        )
+        assert done.stderr == ""
+        lives = [line.split() for line in done.stdout.splitlines()]
+        assert len(lives) == 40
+        assert all(len(set(life)) == 1 for life in lives), "all of a life have the same ring"
+        assert all(before[0] != after[0] for before, after in pairwise(lives))
 
     def test_a_child_that_was_forked_leaves_it_alone(self, path, group, make_actor):
         actor = make_actor(group)
