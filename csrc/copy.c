@@ -61,11 +61,12 @@ static int put_rows(const struct memcg_copy *copy, const int64_t *column, uint64
     return rc;
 }
 
-static int copy_channel(struct memcg_copy *copy, uint32_t index)
+/* Up to a head that was read before: see copy_round(). */
+static int copy_channel(struct memcg_copy *copy, uint32_t index, uint64_t head)
 {
     const struct memcg_channel_header *channel = channel_header(copy, index);
     const struct memcg_column_header *columns = (const void *)((const char *)copy->header + copy->header->columns_offset);
-    uint64_t head = __atomic_load_n(&channel->head, __ATOMIC_ACQUIRE), from = copy->head[index];
+    uint64_t from = copy->head[index];
     if (head > from) {
         if (head - from > channel->capacity)
             from = head - channel->capacity;
@@ -77,6 +78,8 @@ static int copy_channel(struct memcg_copy *copy, uint32_t index)
         uint64_t reached = __atomic_load_n(&channel->head, __ATOMIC_ACQUIRE) + 1;
         if (rc == 0 && reached > from + channel->capacity)
             rc = put_word(copy, &channel->begun, reached);
+        if (rc == 0)
+            rc = put_word(copy, &channel->lost, load_relaxed(&channel->lost));
         if (rc == 0)
             rc = put_word(copy, &channel->head, head);
         if (rc != 0)
@@ -91,11 +94,16 @@ static int copy_channel(struct memcg_copy *copy, uint32_t index)
     return rc != 0 ? rc : put_word(copy, &channel->closed_ns, closed_ns);
 }
 
+/* What a row speaks of is in a later channel (of a span, its name) and was written before it: so heads are read from the first channel
+ * on, and rows are copied from the last one on, and no row is in the file before what it speaks of. */
 static int copy_round(struct memcg_copy *copy)
 {
+    uint64_t head[MEMCG_CHANNELS];
     int rc = 0;
-    for (uint32_t i = 0; i < copy->header->channels && rc == 0; i++)
-        rc = copy_channel(copy, i);
+    for (uint32_t i = 0; i < copy->header->channels; i++)
+        head[i] = __atomic_load_n(&channel_header(copy, i)->head, __ATOMIC_ACQUIRE);
+    for (uint32_t i = copy->header->channels; i > 0 && rc == 0; i--)
+        rc = copy_channel(copy, i - 1, head[i - 1]);
     struct memcg_state state; /* word by word: others write it */
     for (size_t i = 0; i < sizeof state / sizeof(uint64_t); i++)
         ((uint64_t *)&state)[i] = load_relaxed((const uint64_t *)&copy->header->state + i);

@@ -69,7 +69,8 @@ struct memcg_channel_header {
     uint32_t first_column;
     uint32_t columns;
     uint64_t begun; /* in a copy (see memcg_copy_start): rows before begun - capacity may be half overwritten; in a ring 0 */
-    uint64_t reserved[2];
+    uint64_t lost;  /* of a channel that several processes write: rows for which one of them had no room left */
+    uint64_t reserved;
     uint64_t head;         /* rows ever published; starts a cache line of its own */
     uint64_t closed_ns;    /* 0 = open */
     uint64_t closed_errno; /* why it closed */

@@ -11,32 +11,38 @@ struct sink {
     struct holder holder;
     struct memcg_spans *spans; // NULL = there is no ring
     long long pid;
+    long long since_ns; // what began before it, before a fork, is the parent's
 };
 
-// The row of a name in the ring, which is an exact str, so that no code of others runs; 0, "(other)", if there is no room for it.
-static long long name_id(struct sink *sink, PyObject *name)
+enum { NAMES = 2048 }; // that are remembered; the ring has room for half of them
+
+// `name` is an exact str, so that no code of others runs.
+static void put_row(struct sink *sink, int64_t row[MEMCG_SPAN_COLUMNS], PyObject *name)
 {
     PyObject *const ids = sink->holder.held[NAME_IDS];
     PyObject *known = PyDict_GetItemWithError(ids, name);
-    Py_ssize_t bytes;
-    const char *text;
+    Py_ssize_t bytes = 0;
+    const char *text = NULL;
     int id;
 
-    if (known != NULL) {
-        return PyLong_AsLongLong(known);
+    row[MEMCG_SPAN_NAME] = known == NULL ? MEMCG_NAME_NEW : PyLong_AsLongLong(known);
+    if (known == NULL) {
+        text = PyUnicode_AsUTF8AndSize(name, &bytes);
+        row[MEMCG_SPAN_NAME] = text == NULL ? 0 : MEMCG_NAME_NEW; // lone surrogates
     }
-    text = PyUnicode_AsUTF8AndSize(name, &bytes);
-    id = text == NULL ? 0 : memcg_spans_name(sink->spans, text, (size_t)bytes);
-    known = id <= 0 ? NULL : PyLong_FromLong(id);
-    if (known != NULL) {
-        PyDict_SetItem(ids, name, known);
-        Py_DECREF(known);
+    id = memcg_spans_put(sink->spans, row, text, (size_t)bytes);
+    if (text != NULL && id >= 0 && PyDict_Size(ids) < NAMES) {
+        known = PyLong_FromLong(id);
+        if (known != NULL) {
+            PyDict_SetItem(ids, name, known);
+            Py_DECREF(known);
+        }
     }
     PyErr_Clear();
-    return id < 0 ? 0 : id;
 }
 
-// A reference is a number, or the text of whatever it is.
+// A reference is a number, or the text of whatever it is, which may run any code. What that raises is no matter of the request, unless it
+// says that all is to end, as the handler of a signal may at any line of Python.
 static void put_ref(PyObject *ref, int64_t row[MEMCG_SPAN_COLUMNS])
 {
     Py_ssize_t bytes;
@@ -54,6 +60,7 @@ static void put_ref(PyObject *ref, int64_t row[MEMCG_SPAN_COLUMNS])
             return;
         }
         PyErr_Clear();
+        row[MEMCG_SPAN_REF_TEXT] = 0;
     }
     string = PyObject_Str(ref);
     text = string == NULL ? NULL : PyUnicode_AsUTF8AndSize(string, &bytes);
@@ -62,16 +69,19 @@ static void put_ref(PyObject *ref, int64_t row[MEMCG_SPAN_COLUMNS])
         memcpy(&row[MEMCG_SPAN_REF_TEXT], text, bytes < MEMCG_REF_BYTES ? (size_t)bytes : MEMCG_REF_BYTES);
     }
     Py_XDECREF(string);
-    PyErr_Clear();
+    if (PyErr_Occurred() != NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+    }
 }
 
+// An exception that put_ref() left is still there after it; the row is written all the same.
 static void write_row(struct sink *sink, const struct span *span)
 {
     const long long start = span->start_ns, end = span->end_ns > start ? span->end_ns : start;
     long long first = span->ran_start_ns > start ? span->ran_start_ns : start;
     long long last = span->ran_end_ns < end ? span->ran_end_ns : end;
     int64_t row[MEMCG_SPAN_COLUMNS] = {0};
-    PyObject *name;
+    PyObject *name, *kind, *value, *trace;
 
     first = first < end ? first : end;
     row[MEMCG_SPAN_START] = start;
@@ -82,23 +92,35 @@ static void write_row(struct sink *sink, const struct span *span)
     row[MEMCG_SPAN_RAN_END] = last > first ? last : first;
     row[MEMCG_SPAN_PID] = sink->pid;
     put_ref(span->holder.held[REF], row);
+    PyErr_Fetch(&kind, &value, &trace);
     name = span->holder.held[NAME] == NULL ? NULL : PyUnicode_FromObject(span->holder.held[NAME]);
-    if (sink->spans != NULL) { // the reference's __str__ may have closed it
-        row[MEMCG_SPAN_NAME] = name == NULL ? 0 : name_id(sink, name);
-        memcg_spans_put(sink->spans, row);
+    if (name == NULL) {
+        PyErr_Clear();
+        name = PyUnicode_FromString("(other)");
+    }
+    if (sink->spans != NULL && name != NULL) { // the reference's __str__ may have closed it
+        put_row(sink, row, name);
     }
     Py_XDECREF(name);
-    PyErr_Clear();
+    PyErr_Restore(kind, value, trace);
 }
 
 PyObject *sink_take(PyObject *self, struct span *span)
 {
     struct sink *const sink = (struct sink *)self;
+    PyObject *done, *kind, *value, *trace;
 
-    if (sink->spans != NULL) {
+    if (sink->spans != NULL && span->start_ns >= sink->since_ns) {
         write_row(sink, span);
     }
-    return PyObject_CallFunctionObjArgs(sink->holder.held[NOTE], (PyObject *)span, NULL);
+    PyErr_Fetch(&kind, &value, &trace);
+    done = PyObject_CallFunctionObjArgs(sink->holder.held[NOTE], (PyObject *)span, NULL);
+    if (kind == NULL) {
+        return done;
+    }
+    Py_XDECREF(done);
+    PyErr_Restore(kind, value, trace);
+    return NULL;
 }
 
 static PyObject *sink_call(PyObject *self, PyObject *args, PyObject *Py_UNUSED(named))
@@ -130,14 +152,14 @@ static int sink_init(PyObject *self, PyObject *args, PyObject *Py_UNUSED(named))
     return 0;
 }
 
-static void let_go(PyObject *self, void (*end)(struct memcg_spans *))
+static void let_go(PyObject *self)
 {
     struct sink *sink = (struct sink *)self;
     struct memcg_spans *spans = sink->spans;
 
     sink->spans = NULL;
     if (spans != NULL) {
-        end(spans);
+        memcg_spans_close(spans);
     }
 }
 
@@ -154,9 +176,10 @@ static PyObject *sink_open(PyObject *self, PyObject *fd)
         PyErr_SetString(PyExc_RuntimeError, "open() before __init__()");
         return NULL;
     }
-    let_go(self, memcg_spans_close);
+    let_go(self);
     PyDict_Clear(sink->holder.held[NAME_IDS]);
     sink->pid = getpid();
+    sink->since_ns = 0;
     rc = memcg_spans_open((int)ring_fd, &sink->spans);
     if (rc < 0 && rc != -ENOENT) {
         errno = -rc;
@@ -167,26 +190,35 @@ static PyObject *sink_open(PyObject *self, PyObject *fd)
 
 static PyObject *sink_close(PyObject *self, PyObject *Py_UNUSED(none))
 {
-    let_go(self, memcg_spans_close);
+    let_go(self);
     Py_RETURN_NONE;
 }
 
-static PyObject *sink_forget(PyObject *self, PyObject *Py_UNUSED(none))
+static PyObject *sink_forked(PyObject *self, PyObject *since_ns)
 {
-    let_go(self, memcg_spans_forget);
+    struct sink *sink = (struct sink *)self;
+
+    sink->since_ns = PyLong_AsLongLong(since_ns);
+    if (PyErr_Occurred() != NULL) {
+        return NULL;
+    }
+    sink->pid = getpid();
+    if (sink->spans != NULL) {
+        memcg_spans_forked(sink->spans);
+    }
     Py_RETURN_NONE;
 }
 
 static void sink_dealloc(PyObject *self)
 {
-    let_go(self, memcg_spans_close);
+    let_go(self);
     holder_dealloc(self);
 }
 
 static PyMethodDef sink_methods[] = {
     {"open", sink_open, METH_O, "From here on spans are rows of the ring in this file, too; False if it has no room for them."},
     {"close", sink_close, METH_NOARGS, "No more rows."},
-    {"forget", sink_forget, METH_NOARGS, "Likewise, in a forked child."},
+    {"forked", sink_forked, METH_O, "In a forked child: rows of the same ring for what begins from this time on."},
     {NULL, NULL, 0, NULL},
 };
 

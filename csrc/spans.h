@@ -11,7 +11,7 @@ enum {
     MEMCG_SPAN_START,
     MEMCG_SPAN_END,
     MEMCG_SPAN_TID,
-    MEMCG_SPAN_NAME, /* row of `names` */
+    MEMCG_SPAN_NAME, /* row of `names`; 0 = "(other)", for which there was no room */
     MEMCG_SPAN_REF,  /* where the row stands in its columns; -1 = it has no reference */
     MEMCG_SPAN_ATTRIBUTION,
     MEMCG_SPAN_RAN_START,
@@ -23,6 +23,7 @@ enum {
     MEMCG_REF_BYTES = 8 * MEMCG_REF_WORDS,
     MEMCG_SPAN_COLUMNS = MEMCG_SPAN_REF_TEXT + MEMCG_REF_WORDS,
     MEMCG_NAME_WORDS = 8, /* columns of `names`: a text of 64 bytes, filled up with NUL */
+    MEMCG_NAME_NEW = -1,  /* for memcg_spans_put() alone */
     MEMCG_REF_NONE = -1,
     MEMCG_REF_INT = -2 /* it is a number, in the first word of the text */
 };
@@ -32,12 +33,11 @@ struct memcg_spans;
 int memcg_spans_open(int ring_fd, struct memcg_spans **ret_spans);
 /* Writes what waits, and unmaps. */
 void memcg_spans_close(struct memcg_spans *spans);
-/* In a forked child: what waits is the parent's. */
-void memcg_spans_forget(struct memcg_spans *spans);
-/* The row of `names` with this text, which is made if there is room: 0 = "(other)" otherwise. -EAGAIN = others are at it. */
-int memcg_spans_name(struct memcg_spans *spans, const char *text, size_t bytes);
-/* Appends a row, of which MEMCG_SPAN_REF is filled in here. Never waits: where another process is at it, the row goes with the
- * next one. */
-void memcg_spans_put(struct memcg_spans *spans, const int64_t row[MEMCG_SPAN_COLUMNS]);
+/* In a forked child: what waits is the parent's; its own rows go to the same ring. */
+void memcg_spans_forked(struct memcg_spans *spans);
+/* Appends a row, of which MEMCG_SPAN_REF is filled in here; where it says MEMCG_NAME_NEW, its name, too, of which the first 64 bytes
+ * count. Never waits: where another process is at it, the row goes with the next one, and of more than 512 that wait the oldest are
+ * lost, which the channel's `lost` counts. Returns the row of the name, or -EAGAIN if it waits. */
+int memcg_spans_put(struct memcg_spans *spans, const int64_t row[MEMCG_SPAN_COLUMNS], const char *name, size_t bytes);
 
 #endif

@@ -346,9 +346,11 @@ def recorded(recording: Recording | Attached) -> Hits:
     def refs(ids: Sequence[int]) -> Sequence[Ref]:
         return [texts[i] if 0 <= i < len(texts) else None for i in ids]
 
-    left_out = int(said.get("refs_left_out", 0))
+    left_out, lost = int(said.get("refs_left_out", 0)), int(said.get("lost", 0))
+    why = [f"there was no room for the references of {left_out} spans"] if left_out else []
+    why += [f"{lost} spans are missing: another process held the lock of the ring for too long"] if lost else []
     found = _Found(rows, losses, names=said["names"], refs=refs, stalls=stalls, final_until_ns=NONE)
-    return found.table(f"there was no room for the references of {left_out} spans" if left_out else None)
+    return found.table("; ".join(why) or None)
 
 
 def _of_processes(rows: dict[str, Ints], moments: Moments, pid: int, *, traced: bool) -> _attribution.Losses:

@@ -39,6 +39,8 @@ _OPTIONAL: Final = {
     "spans": frozenset({"pid"}),
 }
 """Columns that may be lost; without one of the others the rows of a channel mean nothing."""
+_MOST_ROWS: Final = 1 << 60
+"""Nobody writes as many."""
 _NAMED: Final = 4
 """Columns that a note names: there may be a hundred."""
 _CLOCK_SLACK_NS: Final = 86_400 * 10**9
@@ -220,7 +222,8 @@ class Remains:
             self._note(name, f"the file ends before {len(cut)} of its {len(table.offsets)} columns do: {_some(cut)}")
         known = set(schema.CHANNELS.get(name, inside))
         times = {"t_ns"} if "t_ns" in known else {"start_ns", "end_ns"}
-        lacking = (known - _OPTIONAL.get(name, frozenset()) if self._is_short(name, inside) else known & times) - set(inside)
+        needed = known - _OPTIONAL.get(name, frozenset()) if name == "spans" or self._is_short(name, inside) else known & times
+        lacking = needed - set(inside)
         if lacking:
             self._note(name, f"nothing of it can be read without {_some(sorted(lacking))}")
             del self.tables[name]
@@ -249,7 +252,7 @@ class Remains:
 
         columns = ({name: self._raw(table, name) for name in table.units} for table in (spans, named))
         slots = np.arange(*self._rows["spans"]) % spans.capacity
-        self.info["spans"] = _spanring.texts(next(columns), slots, next(columns))
+        self.info["spans"] = _spanring.texts(next(columns), slots, next(columns), self._word(spans, "lost"))
         self.tables["spans"] = _spanring.shown(spans)
 
     # ---- Rows ----
@@ -260,6 +263,9 @@ class Remains:
 
     def _kept(self, mapped: mmap.mmap, table: Table, head: int) -> tuple[int, int]:
         """First and end of the rows that are whole."""
+        if head > _MOST_ROWS:
+            self._note(table.name, f"it says that it has {head} rows")
+            return 0, 0
         if not self.is_ring:
             if head > table.capacity:
                 self._note(table.name, f"it says that it has {head} rows, and has room for {table.capacity}")

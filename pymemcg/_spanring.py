@@ -83,7 +83,7 @@ def _ref(count: int, line: bytes) -> Ref:
 
 
 def texts(
-    spans: Mapping[str, NDArray[np.int64]], slots: NDArray[np.int64], named: Mapping[str, NDArray[np.int64]]
+    spans: Mapping[str, NDArray[np.int64]], slots: NDArray[np.int64], named: Mapping[str, NDArray[np.int64]], lost: int
 ) -> dict[str, Any]:
     """What a recording says of its spans beside their columns, as `_spanlog.Texts.info`.
 
@@ -91,9 +91,10 @@ def texts(
         spans: Columns of rows of `spans`.
         slots: Where they stand in the ring, which is what `ref_id` says.
         named: Columns of all rows of `names`.
+        lost: Spans for which there was no room while another process held the lock.
     """
     found: list[Ref] = [None] * (int(slots.max()) + 1 if slots.size else 0)
     for slot, ref in zip(slots.tolist(), refs(spans), strict=False):
         found[slot] = ref
     pids = spans["pid"][-1:].tolist() if "pid" in spans else []
-    return {"pid": pids[0] if pids else 0, "names": names(named), "refs": found, "refs_left_out": 0}
+    return {"pid": pids[0] if pids else 0, "names": names(named), "refs": found, "refs_left_out": 0, "lost": lost}

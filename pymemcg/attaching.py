@@ -80,7 +80,7 @@ class Attached(Channels):
         table = self._ring.tables["names"]
         count = self._ring.head(table)
         named = {name: self._ring.column(table, name)[:count] for name in table.units}
-        return rows, _spanring.texts(rows, rows["ref_id"], named)
+        return rows, _spanring.texts(rows, rows["ref_id"], named, self._ring.lost(self._ring.tables["spans"]))
 
     def stalls(self, *, min_ns: int = 0, evidence: str = "auto", policy: Policy = POLICY) -> Stalls:
         """Find the stalls that the rings still have; see `pymemcg.stalls`. `pymemcg.Detector` tells of them as they come."""

@@ -186,6 +186,10 @@ class Ring:
         head = self.head(table)  # first: what is read after it is not older than the rows that were read before it
         return max(0, max(head, self._channels[table.index].begun) - table.capacity + 1)  # type: ignore[no-any-return]
 
+    def lost(self, table: Table) -> int:
+        """Rows of a channel with several writers that one of them had no room for while another held the lock."""
+        return self._channels[table.index].lost  # type: ignore[no-any-return]
+
     @property
     def is_copy(self) -> bool:
         """Whether it is a sampler's ring copied to a disk."""

@@ -97,6 +97,7 @@ class Sampler(Watched, Marked, Channels):
         self._target: Target | None = None
         self._channels: dict[str, Channel] = {}
         self._own = True
+        self._no_spans: str | None = None
         self._last_stats: dict[str, Any] = {}
         self._last_absent: dict[str, str] = {}
         self._last_evidence: dict[str, str | None] = {}
@@ -175,12 +176,12 @@ class Sampler(Watched, Marked, Channels):
         """End sampling at once. What has been sampled stays readable."""
         with self._lock:
             running = self._running
+            if self._sink is not None:
+                self._sink.close()  # before the ring is copied for the last time; a forked child's goes to its parent's ring
             if running is not None:
                 self._last_stats, self._last_absent = self._stats(running), self._absent(running)
                 self._last_evidence = running.evidence()
                 self._running = None
-                if self._sink is not None:
-                    self._sink.close()
                 running.stop()
             self._forked = False
             await_watcher = self._watcher.end()
@@ -196,8 +197,7 @@ class Sampler(Watched, Marked, Channels):
         tables = running.ring.tables
         self._channels = {name: Channel(name, running.ring, tables.get(name)) for name in schema.CHANNELS}
         self._channels["spans"] = SpanChannel(self._spans, running.ring)
-        if self._sink is not None:
-            self._sink.open(running.seat.ring_fd)
+        self._no_spans = self._open_sink(running.seat.ring_fd)
         self._own = running.seat.role != "attached"
         if not self._own:
             why = (
@@ -290,6 +290,8 @@ class Sampler(Watched, Marked, Channels):
         for name, channel in self._channels.items():
             if channel.closed:
                 absent[name] = f"closed: {channel.closed}"
+        if self._no_spans is not None:
+            absent["ring_file_spans"] = self._no_spans
         copy_error = running.copy_error()
         if copy_error:
             absent["ring_file"] = copy_error

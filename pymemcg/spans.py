@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import weakref
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from pymemcg import _span
@@ -161,6 +162,15 @@ class Marked(_span.Marker):
             self.span = no_span  # type: ignore[method-assign,assignment]
         _all[id(self)] = self
 
+    def _open_sink(self, ring_fd: int) -> str | None:
+        """From here on spans are rows of that ring, too, if it is to stay; or why they are not."""
+        try:
+            if self._sink is None or self._sink.open(ring_fd):
+                return None
+        except OSError as error:
+            return f"spans cannot be written to the ring: {error.strerror}"
+        return "spans are not in the ring file: the process that made the ring has none, and no room for them"
+
     if TYPE_CHECKING:  # it is in csrc/span.c
 
         def span(self, name: str, ref: Ref = None) -> Span:
@@ -246,7 +256,7 @@ def _after_fork_in_child() -> None:
     for marked in list(_all.values()):
         marked._spans.forget()  # noqa: SLF001 - one room
         if marked._sink is not None:  # noqa: SLF001 - one room
-            marked._sink.forget()  # noqa: SLF001 - one room
+            marked._sink.forked(monotonic_ns())  # noqa: SLF001 - one room
         marked._finder, marked._finding = None, native_lock()  # noqa: SLF001 - one room
 
 

@@ -20,15 +20,22 @@ static const char *const SPAN[MEMCG_SPAN_COLUMNS] = {"start_ns",    "end_ns",   
                                                      "ref0",        "ref1",         "ref2",       "ref3",    "ref4"};
 static const char *const NAME[MEMCG_NAME_WORDS] = {"text0", "text1", "text2", "text3", "text4", "text5", "text6", "text7"};
 
-static int make(void)
+static void specs_of_spans(struct memcg_column_spec span[MEMCG_SPAN_COLUMNS], struct memcg_column_spec name[MEMCG_NAME_WORDS],
+                           struct memcg_channel_spec ret_specs[2])
 {
-    struct memcg_column_spec span[MEMCG_SPAN_COLUMNS], name[MEMCG_NAME_WORDS];
     for (int i = 0; i < MEMCG_SPAN_COLUMNS; i++)
         span[i] = (struct memcg_column_spec){SPAN[i], ""};
     for (int i = 0; i < MEMCG_NAME_WORDS; i++)
         name[i] = (struct memcg_column_spec){NAME[i], ""};
-    const struct memcg_channel_spec specs[] = {{"spans", 0, ROWS, MEMCG_SPAN_COLUMNS, span},
-                                               {"names", 0, NAMES, MEMCG_NAME_WORDS, name}};
+    ret_specs[0] = (struct memcg_channel_spec){"spans", 0, ROWS, MEMCG_SPAN_COLUMNS, span};
+    ret_specs[1] = (struct memcg_channel_spec){"names", 0, NAMES, MEMCG_NAME_WORDS, name};
+}
+
+static int make(void)
+{
+    struct memcg_column_spec span[MEMCG_SPAN_COLUMNS], name[MEMCG_NAME_WORDS];
+    struct memcg_channel_spec specs[2];
+    specs_of_spans(span, name, specs);
     int fd = rings_memfd();
     CHECK(memcg_ring_create(fd, specs, 2, RINGS_INFO, sizeof RINGS_INFO - 1, rings_page(), 1) == 0, "no ring");
     return fd;
@@ -51,7 +58,19 @@ static void put(struct memcg_spans *spans, int64_t first)
     int64_t row[MEMCG_SPAN_COLUMNS];
     for (int i = 0; i < MEMCG_SPAN_COLUMNS; i++)
         row[i] = value_of(first, i);
-    memcg_spans_put(spans, row);
+    memcg_spans_put(spans, row, NULL, 0);
+}
+
+/* Puts a span of that name and says which row of `names` it has. */
+static int name_of(struct memcg_spans *spans, const char *text, size_t bytes)
+{
+    const int64_t row[MEMCG_SPAN_COLUMNS] = {[MEMCG_SPAN_NAME] = MEMCG_NAME_NEW};
+    return memcg_spans_put(spans, row, text, bytes);
+}
+
+static uint64_t lost(const struct memcg_map *map)
+{
+    return rings_channels(map)->lost;
 }
 
 /* All rows that can be read now; `last` has the number of the last row of each process. */
@@ -164,18 +183,86 @@ static void test_who_holds_the_lock(void)
     for (int64_t i = 2; i < 40; i++)
         put(spans, i);
     CHECK(check_rows(map, last) == 1, "a row was written without the lock");
-    CHECK(memcg_spans_name(spans, "new", 3) == -EAGAIN, "a name was written without the lock");
     end(pid);
     put(spans, 40);
     CHECK(check_rows(map, last) == 40 && last[0] == 40, "what waited is there, in order");
+    CHECK(lost(map) == 0, "nothing was lost");
     pid = holder(fd);
-    for (int64_t i = 41; i < 200; i++)
+    for (int64_t i = 41; i < 900; i++)
         put(spans, i);
     end(pid);
-    memcg_spans_close(spans);
+    put(spans, 900);
     uint64_t head = check_rows(map, last);
-    CHECK(head > 100 && head < 200, "as much waits as there is room for: %" PRIu64, head);
+    CHECK(last[0] == 900 && head > 100 && head < 900, "the newest are there, as many as there is room for: %" PRIu64, head);
+    CHECK(head + lost(map) == 900, "%" PRIu64 " are counted as lost", lost(map));
+    memcg_spans_close(spans);
     memcg_map_free(map);
+    close(fd);
+}
+
+static void test_names_that_wait(void)
+{
+    int fd = make();
+    struct memcg_map *map;
+    CHECK(memcg_map_open(fd, &map) == 0, "no map");
+    struct memcg_spans *spans = begin(fd);
+    CHECK(name_of(spans, "a", 1) == 1, "the first has row 1");
+    pid_t pid = holder(fd);
+    CHECK(name_of(spans, "new", 3) == -EAGAIN && name_of(spans, "a", 1) == -EAGAIN, "a name was written without the lock");
+    end(pid);
+    memcg_spans_close(spans);
+    const int64_t *rows = memcg_map_column(map, MEMCG_SPAN_NAME);
+    CHECK(memcg_map_head(map, 0) == 3 && rows[0] == 1 && rows[1] == 2 && rows[2] == 1, "each has its own name");
+    memcg_map_free(map);
+    close(fd);
+}
+
+static void test_a_forked_child(void)
+{
+    int fd = make();
+    struct memcg_map *map;
+    CHECK(memcg_map_open(fd, &map) == 0, "no map");
+    struct memcg_spans *spans = begin(fd);
+    pid_t other = holder(fd);
+    put(spans, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        memcg_spans_forked(spans);
+        put(spans, 2);
+        _exit(0);
+    }
+    CHECK(waitpid(pid, NULL, 0) == pid, "no child");
+    end(other);
+    put(spans, 3);
+    int64_t last[PROCESSES];
+    CHECK(check_rows(map, last) == 2 && last[0] == 3, "what waited for the parent is there once");
+    memcg_spans_close(spans);
+    memcg_map_free(map);
+    close(fd);
+}
+
+/* Nothing that a process with spans does can reach other channels. */
+static void test_what_can_be_written(void)
+{
+    struct memcg_channel_spec specs[3] = {RINGS_CHANNELS[0]};
+    struct memcg_column_spec span[MEMCG_SPAN_COLUMNS], name[MEMCG_NAME_WORDS];
+    specs_of_spans(span, name, &specs[1]);
+    int fd = rings_memfd();
+    CHECK(memcg_ring_create(fd, specs, 3, RINGS_INFO, sizeof RINGS_INFO - 1, rings_page(), 1) == 0, "no ring");
+    struct memcg_spans *spans = begin(fd);
+    put(spans, 1);
+    char line[512];
+    int shared = 0, writable = 0;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps, "no maps");
+    while (fgets(line, sizeof line, maps))
+        if (strstr(line, "memfd:ring")) {
+            shared++;
+            writable += strstr(line, " rw-s ") != NULL;
+        }
+    fclose(maps);
+    CHECK(shared == 3 && writable == 2, "%d of %d parts can be written", writable, shared);
+    memcg_spans_close(spans);
     close(fd);
 }
 
@@ -185,18 +272,18 @@ static void test_names(void)
     struct memcg_map *map;
     CHECK(memcg_map_open(fd, &map) == 0, "no map");
     struct memcg_spans *spans = begin(fd), *others = begin(fd);
-    CHECK(memcg_spans_name(spans, "(other)", 7) == 0, "row 0 is for what there is no room for");
-    CHECK(memcg_spans_name(spans, "a", 1) == 1 && memcg_spans_name(others, "b", 1) == 2, "each has a row");
-    CHECK(memcg_spans_name(others, "a", 1) == 1, "the same for all");
+    CHECK(name_of(spans, "(other)", 7) == 0, "row 0 is for what there is no room for");
+    CHECK(name_of(spans, "a", 1) == 1 && name_of(others, "b", 1) == 2, "each has a row");
+    CHECK(name_of(others, "a", 1) == 1, "the same for all");
     char text[80];
     memset(text, 'x', 63);
     memcpy(text + 63, "\xc3\xa4zz", 5);
-    CHECK(memcg_spans_name(spans, text, 67) == 3 && memcg_spans_name(spans, text, 63) == 3, "no half of a character is kept");
-    CHECK(memcg_spans_name(spans, "", 0) == 4, "an empty name is one");
+    CHECK(name_of(spans, text, 67) == 3 && name_of(spans, text, 63) == 3, "no half of a character is kept");
+    CHECK(name_of(spans, "", 0) == 4, "an empty name is one");
     int row = 0;
     for (int i = 0; i < 2 * NAMES; i++) {
         int n = snprintf(text, sizeof text, "name %d", i);
-        int got = memcg_spans_name(spans, text, (size_t)n);
+        int got = name_of(spans, text, (size_t)n);
         CHECK(got == (i < NAMES - 6 ? i + 5 : 0), "name %d has row %d", i, got);
         row = got ? got : row;
     }
@@ -226,7 +313,10 @@ static void test_other_rings(void)
 int main(void)
 {
     test_names();
+    test_names_that_wait();
     test_who_holds_the_lock();
+    test_a_forked_child();
+    test_what_can_be_written();
     test_other_rings();
     test_processes_are_killed();
     return 0;
