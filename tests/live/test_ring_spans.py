@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans in a ring file: what the requests were that a process was at before it was killed, and which of them reclaim hit."""
+"""Spans in a ring file: which requests a process served before it was killed, and which of them reclaim hit."""
 
 from __future__ import annotations
 

@@ -310,6 +310,26 @@ class TestAnyDamage:
                 assert np.array_equal(usage["usage_bytes"], complete.usage.window()["usage_bytes"])
 
 
+def test_each_byte_of_what_says_where_spans_are(killed, tmp_path):
+    """The highest bit of each: sizes, places and numbers of rows that nobody has."""
+    path = tmp_path / "flipped"
+    shutil.copyfile(killed, path)
+    with open(path, "r+b", buffering=0) as file:
+        ring = Ring(file.fileno(), str(path))
+        entry = ffi.sizeof("struct memcg_channel_header")
+        for name in ("spans", "names"):
+            begin = ring.header.channels_offset + ring.tables[name].index * entry
+            for at in range(begin, begin + entry):
+                (byte,) = os.pread(file.fileno(), 1, at)
+                os.pwrite(file.fileno(), bytes([byte ^ 0x80]), at)
+                recording = pymemcg.open(path)
+                assert all(recording.missing.values())
+                assert len(recording.hits()) >= 0
+                assert recording.summary() is not None
+                assert recording.usage.head > 0
+                os.pwrite(file.fileno(), bytes([byte]), at)
+
+
 class TestWhatIsLeft:
     def column(self, path: Path, channel: str, name: str) -> tuple[int, int]:
         with open(path, "rb") as file:
