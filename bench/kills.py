@@ -24,14 +24,17 @@ from pymemcg import Sampler, schema, sharing
 RATE_HZ = 10_000
 HISTORY_S = 0.5
 LONGEST_S = 1.2  # twice round
+NAMES = 50
 
 
 def sample(target, path, tell):
     """Sample until killed; in a child of its own."""
     try:
-        with Sampler(target, ring_file=path, rate_hz=RATE_HZ, history_s=HISTORY_S, adaptive=False):
+        with Sampler(target, ring_file=path, rate_hz=RATE_HZ, history_s=HISTORY_S, adaptive=False) as sampler:
             os.write(tell, b"!")
-            time.sleep(60)
+            for number in range(10**6):
+                with sampler.span(f"name {number % NAMES}", ref=number):
+                    time.sleep(0.0002)
     except BaseException:  # noqa: BLE001 - nothing else may run here of what is the parent's
         traceback.print_exc()
     finally:
@@ -72,6 +75,12 @@ def wrong(recording):
         found.append(f"{torn.sum()} rows of usage are torn")
     if (np.diff(usage["t_ns"]) <= 0).any():
         found.append("a row of usage is there twice")
+    said, spans = recording.info["spans"], recording.spans.window()
+    numbers = [said["refs"][at] for at in spans["ref_id"].tolist()]
+    if numbers != list(range(len(numbers))):
+        found.append("spans are missing, or not in order")
+    if any(said["names"][name] != f"name {n % NAMES}" for name, n in zip(spans["name_id"].tolist(), numbers, strict=True)):
+        found.append("a span has another's name")
     return found
 
 
