@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fleetset import ROUND_S, WALL_NS, captured, put, stalls_of
@@ -20,7 +21,7 @@ from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.fleet import ENGINES, Report, report, service_of
 from pymemcg.fleet._dataset import listed, looked_into
 from pymemcg.fleet._engines import engine
-from pymemcg.fleet._find import Found, clipped, find
+from pymemcg.fleet._find import Found, _clock, clipped, find
 
 HOUR = 3600 * S
 NAMES = ("bursts", "cache-contended", "threads", "one-of-four")
@@ -314,6 +315,17 @@ class TestClocksAndTargets:
         }
         (ahead,) = [note for note in told.notes if "ahead" in note.what]
         assert ahead.host == "b"
+
+    def test_a_wall_clock_that_was_set_before_the_file_was_made(self, tmp_path):
+        """It is told once, not as set back and forth."""
+        now_ns = time.monotonic_ns()
+        offset = time.time_ns() - now_ns
+        at = np.array([now_ns - 60 * S, now_ns - 30 * S])
+        rows = {"usage": ticks(1), "clock": {"t_ns": at, "realtime_ns": at + offset + [-5 * S, 0]}}
+        recording = write(tmp_path / "set.memcg", rows, {"evidence": {"trace": None, "psi": None}})
+        put(tmp_path / "set", recording, host="a", run=run_id(1))
+        notes = [note.what for note in _clock(looked(tmp_path / "set"), recording)]
+        assert notes == ["its wall clock was set by +5.000 s in its course"]
 
 
 @pytest.mark.parametrize(
