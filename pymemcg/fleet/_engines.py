@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 ENGINES: Final = ("duckdb", "dask")
+_ANY_PORT: Final = "127.0.0.1:0"
+"""A scheduler without a dashboard has an HTTP server all the same, by default on one port: a second would warn."""
 
 
 @contextmanager
@@ -99,6 +101,7 @@ def _dask(count: int, folder: str) -> Iterator[Apply]:
                         threads_per_worker=1,
                         processes=True,
                         dashboard_address=None,
+                        scheduler_kwargs={"dashboard_address": _ANY_PORT},
                         silence_logs=logging.CRITICAL,  # what fails comes back; a worker that is closed may complain
                         local_directory=folder,
                         env={"TMPDIR": folder},

@@ -147,7 +147,8 @@ def test_a_cluster_that_runs_is_used(dataset, reports):
     import dask
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    port = {"dashboard_address": "127.0.0.1:0"}  # of another cluster's, dask would warn
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, scheduler_kwargs=port) as cluster:
         with dask.config.set({"scheduler-address": cluster.scheduler_address}):
             there = report(dataset, engine="dask")
         assert cluster.scheduler.tasks == {}
