@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import multiprocessing
 import os
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from distributed import LocalCluster, Nanny
+from distributed.comm import CommClosedError
 from fleetset import ROUND_S, WALL_NS, captured, put, stalls_of
 from pyarrow import parquet as pq
 from rowwriter import MS, T0, S, held, limits, ticks, write
 
 import pymemcg
 from pymemcg.errors import MemcgError, RecordingError
-from pymemcg.fleet import ENGINES, Report, report, service_of
+from pymemcg.fleet import ENGINES, Report, _engines, report, service_of
 from pymemcg.fleet._dataset import listed, looked_into
 from pymemcg.fleet._engines import engine
 from pymemcg.fleet._find import Found, _clock, clipped, find
@@ -145,7 +148,6 @@ class TestTheSame:
 def test_a_cluster_that_runs_is_used(dataset, reports):
     """By dask's own setting, as `Client()` does."""
     import dask
-    from distributed import LocalCluster
 
     port = {"dashboard_address": "127.0.0.1:0"}  # of another cluster's, dask would warn
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, scheduler_kwargs=port) as cluster:
@@ -161,6 +163,24 @@ def test_a_worker_that_dies(name):
     with pytest.raises(MemcgError, match=r"a worker.* died"), engine(name, 1) as mapping:
         list(mapping(os._exit, [7]))
     assert not multiprocessing.active_children()
+
+
+def test_a_cluster_that_cannot_be_closed(monkeypatch):
+    """As dask's before 2025.7 now and then, for ever, after a worker died."""
+
+    async def never(*_, **__):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Nanny, "kill", never)
+    monkeypatch.setattr(_engines, "_CLOSE_S", 1)
+    with engine("dask", 1) as mapping:
+        assert list(mapping(abs, [-7])) == [7]
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_whose_connection_is_lost():
+    with pytest.raises(MemcgError, match=r"a worker.* died"), engine("dask", 1):
+        raise CommClosedError("in <TCP>: Stream is closed")
 
 
 def test_spans_that_were_hit(tmp_path):
