@@ -82,7 +82,7 @@ def without_texts(info: Mapping[str, Any]) -> dict[str, Any]:
     if "spans" not in info:
         return dict(info)
     spans = {key: value for key, value in info["spans"].items() if key not in ("names", "refs")}
-    refs: Sequence[Ref] = info["spans"].get("refs", ())
+    refs: Sequence[Ref] = [ref for ref in info["spans"].get("refs", ()) if ref is not None]  # a ring's spans may have none
     return {**info, "spans": {**spans, "int_refs": bool(refs) and all(isinstance(ref, int) for ref in refs)}}
 
 

@@ -202,7 +202,9 @@ class _Spool:
         if self._name == "spans" and "name" in batch.schema.names:
             ids["name_id"] = self._ids(batch.column("name").to_pylist(), self.names)
             refs = batch.column("ref").to_pylist()
-            ids["ref_id"] = self._ids(refs if not self._int_refs else [ref and int(ref) for ref in refs], self.refs)
+            if self._int_refs:
+                refs = [None if ref is None else int(ref) for ref in refs]
+            ids["ref_id"] = self._ids(refs, self.refs)
         for column, file in self.columns.items():
             if column not in ids and column not in batch.schema.names:
                 raise RecordingError(f"the table of {self._name} has no column {column!r}, but {', '.join(batch.schema.names)}")

@@ -153,11 +153,7 @@ def write(recording: Recording, sink: IO[bytes], tell: Callable[[int], object]) 
     trace = _Trace(sink)
     directory = recording.info.get("target", {}).get("directory", "")
     root = trace.track(name=f"memory of {directory}".strip())
-    header = recording.usage._ring.header  # type: ignore[union-attr]  # noqa: SLF001 - one room
-    trace.clocks(header.created_ns, header.created_realtime_ns)
-    for rows in _parts(recording.clock, tell):
-        for t_ns, realtime_ns in zip(rows["t_ns"].tolist(), rows["realtime_ns"].tolist(), strict=True):
-            trace.clocks(t_ns, realtime_ns)
+    _clocks(trace, recording, tell)
     _stalls(trace, root, recording)
     _usage(trace, root, recording, tell)
     _limits(trace, root, recording, tell)
@@ -167,6 +163,16 @@ def write(recording: Recording, sink: IO[bytes], tell: Callable[[int], object]) 
     _reclaim(trace, threads, recording, tell)
     _spans(trace, threads, recording, tell)
     return trace.events
+
+
+def _clocks(trace: _Trace, recording: Recording, tell: Callable[[int], object]) -> None:
+    """In the order of their times, or Perfetto drops them: a file may have been made after its first row."""
+    header = recording.usage._ring.header  # type: ignore[union-attr]  # noqa: SLF001 - one room
+    pairs = [(header.created_ns, header.created_realtime_ns)]
+    for rows in _parts(recording.clock, tell):
+        pairs += zip(rows["t_ns"].tolist(), rows["realtime_ns"].tolist(), strict=True)
+    for monotonic_ns, realtime_ns in sorted(pairs):
+        trace.clocks(monotonic_ns, realtime_ns)
 
 
 def _parts(channel: Channel, tell: Callable[[int], object]) -> Iterator[Window]:

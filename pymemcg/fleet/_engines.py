@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 
 ENGINES: Final = ("duckdb", "dask")
+_ANY_PORT: Final = "127.0.0.1:0"
+"""A scheduler without a dashboard has an HTTP server all the same, by default on one port: a second would warn."""
+_CLOSE_S: Final = 10
+"""So long a cluster may take to close: it gives its workers five seconds, and by then nothing is wanted of them."""
 
 
 @contextmanager
@@ -83,10 +88,30 @@ def _processes(count: int, folder: str) -> Iterator[Apply]:
 
 
 @contextmanager
+def _local(cluster_type: Any, **options: Any) -> Iterator[Any]:
+    """A cluster of this machine. Where a worker died, closing it may fail or never end: then its processes are ended."""
+    others = set(multiprocessing.active_children())
+    cluster = cluster_type(**options)
+    try:
+        yield cluster
+    finally:
+        try:
+            cluster.close(timeout=_CLOSE_S)
+        except (OSError, asyncio.TimeoutError):  # until Python 3.11 the second is none of the first
+            workers = set(multiprocessing.active_children()) - others
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+            cluster.status = type(cluster.status).closed  # or it is closed once more when the interpreter ends
+
+
+@contextmanager
 def _dask(count: int, folder: str) -> Iterator[Apply]:
     try:
         import dask
         from distributed import Client, KilledWorker, LocalCluster
+        from distributed.comm import CommClosedError
     except ImportError as error:
         raise NotSupported("the engine dask needs dask.distributed", hint="pip install 'pymemcg[fleet]'") from error
     with ExitStack() as stack:
@@ -94,11 +119,13 @@ def _dask(count: int, folder: str) -> Iterator[Apply]:
         try:
             if not address:
                 address = stack.enter_context(
-                    LocalCluster(
+                    _local(
+                        LocalCluster,
                         n_workers=count,
                         threads_per_worker=1,
                         processes=True,
                         dashboard_address=None,
+                        scheduler_kwargs={"dashboard_address": _ANY_PORT},
                         silence_logs=logging.CRITICAL,  # what fails comes back; a worker that is closed may complain
                         local_directory=folder,
                         env={"TMPDIR": folder},
@@ -116,5 +143,5 @@ def _dask(count: int, folder: str) -> Iterator[Apply]:
 
         try:
             yield mapping
-        except KilledWorker as error:
+        except (KilledWorker, CommClosedError) as error:
             raise MemcgError(f"a worker of the cluster died: {error}") from error

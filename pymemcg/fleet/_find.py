@@ -258,9 +258,11 @@ def _add_span_hits(by_hour: dict[int, int], part: Slice) -> None:
 def _clock(run: Run, last: Recording) -> Iterator[Note]:
     """How the wall clock behaved: hours are by it, each host's by its own."""
     header: Any = last.header
-    pairs = last.clock.window()
-    t = np.array([header.created_ns, *(pairs["t_ns"] if len(pairs) else ())], np.int64)
-    offsets = np.array([header.created_realtime_ns, *(pairs["realtime_ns"] if len(pairs) else ())], np.int64) - t
+    rows = last.clock.window()
+    pairs = [(header.created_ns, header.created_realtime_ns)]
+    if len(rows):
+        pairs += zip(rows["t_ns"].tolist(), rows["realtime_ns"].tolist(), strict=True)
+    offsets = [realtime_ns - t_ns for t_ns, realtime_ns in sorted(pairs)]  # the file may have been made after its first row
     steps = np.diff(offsets)
     for at in np.flatnonzero(np.abs(steps) >= _CLOCK_SET_NS).tolist():
         yield run.lacks(f"its wall clock was set by {steps[at] / 1e9:+.3f} s in its course")

@@ -117,13 +117,15 @@ def test_by_the_channels_themselves(original, tmp_path):
     assert again.info == original.info
 
 
-def test_references_that_were_numbers_are_numbers_again(tmp_path):
-    info = {"spans": {"pid": 7, "names": ["get"], "refs": [12, 7], "refs_left_out": 0}}
-    original = write(tmp_path / "first.memcg", {"usage": ticks(1), "spans": spans_of((1, 1, 7, 0, 1), (3, 1, 7, 0, -1))}, info)
+@pytest.mark.parametrize("refs", [[12, 7, 0], [12, 7, 0, None]], ids=["recording", "ring with spans that have none"])
+def test_references_that_were_numbers_are_numbers_again(tmp_path, refs):
+    info = {"spans": {"pid": 7, "names": ["get"], "refs": refs, "refs_left_out": 0}}
+    spans = spans_of((1, 1, 7, 0, 1), (3, 1, 7, 0, -1), (5, 1, 7, 0, 2), (7, 1, 7, 0, 3))
+    original = write(tmp_path / "first.memcg", {"usage": ticks(1), "spans": spans}, info)
     export(original, "parquet", tmp_path / "out")
     again = to_recording({name: read(of) for name, of in exported(tmp_path / "out").items()}, tmp_path / "again.memcg")
-    assert again.info["spans"] == {"pid": 7, "names": ["get"], "refs": [7], "refs_left_out": 0}
-    assert again.spans.window()["ref_id"].tolist() == [0, -1]
+    assert again.info["spans"] == {"pid": 7, "names": ["get"], "refs": [7, 0], "refs_left_out": 0}
+    assert again.spans.window()["ref_id"].tolist() == [0, -1, 1, -1]
 
 
 def test_a_channel_that_is_not_given_has_no_rows_but_is_there(original, tmp_path):

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from distributed import LocalCluster, Nanny
+from distributed.comm import CommClosedError
 from fleetset import ROUND_S, WALL_NS, captured, put, stalls_of
 from pyarrow import parquet as pq
 from rowwriter import MS, T0, S, held, limits, ticks, write
 
 import pymemcg
 from pymemcg.errors import MemcgError, RecordingError
-from pymemcg.fleet import ENGINES, Report, report, service_of
+from pymemcg.fleet import ENGINES, Report, _engines, report, service_of
 from pymemcg.fleet._dataset import listed, looked_into
 from pymemcg.fleet._engines import engine
-from pymemcg.fleet._find import Found, clipped, find
+from pymemcg.fleet._find import Found, _clock, clipped, find
 
 HOUR = 3600 * S
 NAMES = ("bursts", "cache-contended", "threads", "one-of-four")
@@ -144,9 +148,9 @@ class TestTheSame:
 def test_a_cluster_that_runs_is_used(dataset, reports):
     """By dask's own setting, as `Client()` does."""
     import dask
-    from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    port = {"dashboard_address": "127.0.0.1:0"}  # of another cluster's, dask would warn
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, scheduler_kwargs=port) as cluster:
         with dask.config.set({"scheduler-address": cluster.scheduler_address}):
             there = report(dataset, engine="dask")
         assert cluster.scheduler.tasks == {}
@@ -159,6 +163,24 @@ def test_a_worker_that_dies(name):
     with pytest.raises(MemcgError, match=r"a worker.* died"), engine(name, 1) as mapping:
         list(mapping(os._exit, [7]))
     assert not multiprocessing.active_children()
+
+
+def test_a_cluster_that_cannot_be_closed(monkeypatch):
+    """As dask's before 2025.7 now and then, for ever, after a worker died."""
+
+    async def never(*_, **__):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Nanny, "kill", never)
+    monkeypatch.setattr(_engines, "_CLOSE_S", 1)
+    with engine("dask", 1) as mapping:
+        assert list(mapping(abs, [-7])) == [7]
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_whose_connection_is_lost():
+    with pytest.raises(MemcgError, match=r"a worker.* died"), engine("dask", 1):
+        raise CommClosedError("in <TCP>: Stream is closed")
 
 
 def test_spans_that_were_hit(tmp_path):
@@ -314,6 +336,17 @@ class TestClocksAndTargets:
         }
         (ahead,) = [note for note in told.notes if "ahead" in note.what]
         assert ahead.host == "b"
+
+    def test_a_wall_clock_that_was_set_before_the_file_was_made(self, tmp_path):
+        """It is told once, not as set back and forth."""
+        now_ns = time.monotonic_ns()
+        offset = time.time_ns() - now_ns
+        at = np.array([now_ns - 60 * S, now_ns - 30 * S])
+        rows = {"usage": ticks(1), "clock": {"t_ns": at, "realtime_ns": at + offset + [-5 * S, 0]}}
+        recording = write(tmp_path / "set.memcg", rows, {"evidence": {"trace": None, "psi": None}})
+        put(tmp_path / "set", recording, host="a", run=run_id(1))
+        notes = [note.what for note in _clock(looked(tmp_path / "set"), recording)]
+        assert notes == ["its wall clock was set by +5.000 s in its course"]
 
 
 @pytest.mark.parametrize(
