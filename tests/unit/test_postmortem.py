@@ -256,6 +256,13 @@ class TestFigures:
         else:
             assert ten.to_limit_s is None
 
+    @pytest.mark.parametrize(("slope", "said"), [(0.016, ""), (1.5, "In the last 10 s usage grew by 1.5 MiB/s.")])
+    def test_at_the_limit_there_is_none_to_be_reached(self, ring, slope, said):
+        grown = usage(np.minimum(63.8, 63.8 - slope * (9_000 - np.arange(10_000)) / 1000))
+        verdict = postmortem(ring({"usage": grown, "limits": LIMIT})).verdict
+        assert "would have reached" not in verdict
+        assert verdict.endswith(f"the limit of /pod/app. {said}".rstrip())
+
     def test_spikes_do_not_move_it(self, ring):
         grown = usage(40 + np.arange(10_000) / 1000)
         grown["usage_bytes"][-400:-200] += 500 * MIB
