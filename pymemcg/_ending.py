@@ -43,7 +43,7 @@ class Traces:
 
     Attributes:
         at_limit: At which limit usage was in the end, in words; "" = it was far from all that there were.
-        reaching: Usage was to be there before the next rows, as fast as it grew.
+        grown: That it came there in the last second, or was to be there before the next rows, in words; "" = it did not.
         hits: How often a limit was hit in the last second.
         stalled: Threads were held for memory up to the end.
         kills: OOM kills that were counted in the last second.
@@ -51,10 +51,12 @@ class Traces:
         kills_now: The counter of the same group now.
         node_kills: OOM kills on the whole machine in the last second.
         rebooted: Another kernel runs now.
+        short: Signs that there was nothing left to free, in words.
+        spare: Signs that there was, in words.
     """
 
     at_limit: str | None
-    reaching: bool
+    grown: str
     hits: int | None
     stalled: bool | None
     kills: int | None
@@ -62,6 +64,13 @@ class Traces:
     kills_now: int | None
     node_kills: int | None
     rebooted: bool | None
+    short: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+
+
+def is_at(limit: int, left: int) -> bool:
+    """Whether so little is as good as nothing, of a limit of so many bytes."""
+    return left <= max(limit * NEAR_SHARE, min(NEAR_BYTES, limit // 4))
 
 
 def of_dead_writer(seen: Traces) -> Ending:
@@ -93,26 +102,41 @@ def _killed_since(seen: Traces) -> int | None:
 
 
 def _by_limit(seen: Traces) -> Ending | None:
-    """By how near the limit it was."""
-    if not seen.at_limit:
+    """By how near the limit it was, if nothing tells that it could still be lived with."""
+    if not seen.at_limit or _bearable(seen):
         return None
-    hit = f"a limit was hit {seen.hits:,} times in the last second" if seen.hits else ""
-    stalled = "threads were held for memory up to the end" if seen.stalled else ""
-    reaching = "it grew so fast that the next rows would have been at it" if seen.reaching else ""
-    sure = bool(hit or stalled or reaching)
-    return Ending("oom", "likely" if sure else "possible", _texts(_full(seen), hit, stalled, reaching))
+    pressed = _texts(*_pressed(seen), seen.grown)
+    return Ending("oom", "likely" if pressed else "possible", _texts(_full(seen), *pressed, *seen.short))
+
+
+def _pressed(seen: Traces) -> tuple[str, ...]:
+    """What tells that usage did not only lie near the limit."""
+    hit = f"a limit was hit {_times(seen.hits)} in the last second" if seen.hits else ""
+    return _texts(hit, "threads were held for memory up to the end" if seen.stalled else "")
+
+
+def _bearable(seen: Traces) -> bool:
+    """Hits and stalls at the limit are those of every group that is squeezed: it dies of them when nothing can be freed."""
+    return bool(seen.spare) and not seen.short and not seen.grown
 
 
 def _otherwise(seen: Traces) -> Ending:
+    spare = (f"but {' and '.join(seen.spare)}",) if seen.spare else ()
+    near = _texts(_full(seen), *_pressed(seen), *spare) if seen.at_limit else _texts(_far(seen))
     if seen.node_kills and not seen.rebooted:
         counted = f"there were {_kills(seen.node_kills)} on the whole machine in the last second"
-        return Ending("oom", "possible", _texts(counted, _far(seen)))
+        return Ending("oom", "possible", (counted, *near))
     if seen.rebooted:
         anew = "another kernel runs now: the machine was started anew since, or this is another machine"
-        return Ending("restarted", "possible", _texts(anew, _far(seen)))
+        return Ending("restarted", "possible", (anew, *near))
     if seen.at_limit is None:
         return Ending("unknown", "possible", ("nothing tells how far usage was from a limit",))
-    return Ending("killed", "likely", _texts(_far(seen)))
+    # At a limit the last rows alone cannot tell: a group above that is not seen may have been short, too.
+    return Ending("killed", "possible" if seen.at_limit else "likely", near)
+
+
+def _times(count: int) -> str:
+    return f"{count:,} times" if count > 1 else "once"
 
 
 def _kills(count: int) -> str:

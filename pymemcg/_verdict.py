@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._ending import NEAR_SHARE, is_at
 from pymemcg._words import number, plain, size, span
 
 if TYPE_CHECKING:
@@ -37,14 +38,20 @@ def _before(told: Postmortem) -> Iterator[str]:
     growth = _steepest(told)
     if growth is not None and growth.to_limit_s is not None and told.ending.how != "recorded":
         grew = f"In the last {growth.seconds} s usage grew by {size(growth.bytes_per_s)}/s"
-        at = (
-            "" if growth.to_limit_s == 0 else f", which would have reached the nearest limit in {span(growth.to_limit_s * 1e9)}"
-        )
-        yield f"{grew}{at}."
+        when = "" if at_limit(told) else f", which would have reached the nearest limit in {span(growth.to_limit_s * 1e9)}"
+        yield f"{grew}{when}."
+
+
+def at_limit(told: Postmortem) -> bool:
+    """Whether usage was as good as at the nearest limit, so that nothing was to be reached any more."""
+    nearest = told.nearest
+    return nearest is not None and nearest.left_bytes is not None and is_at(nearest.limit_bytes, nearest.left_bytes)
 
 
 def _steepest(told: Postmortem) -> Growth | None:
-    grown = [growth for growth in told.growth if (growth.bytes_per_s or 0) > 0]
+    """The steepest growth; at a limit one that made up 1/64 of it, since what is less only sways there."""
+    least = told.nearest.limit_bytes * NEAR_SHARE if told.nearest is not None and at_limit(told) else 0
+    grown = [growth for growth in told.growth if (growth.bytes_per_s or 0) * growth.seconds > least]
     return max(grown, key=lambda growth: growth.bytes_per_s or 0, default=None)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import ClassVar
 
 
@@ -31,9 +32,14 @@ class MemcgError(Exception):
     def __str__(self) -> str:
         """The path, unless the message names it, the message, and what would help."""
         text = str(self.args[0]) if self.args else type(self).__name__
-        if self.path is not None and self.path not in text:
+        if self.path is not None and not _names(text, self.path):
             text = f"{self.path}: {text}"
         return f"{text} ({self.hint})" if self.hint else text
+
+
+def _names(text: str, path: str) -> bool:
+    """Whether a text has a path in it, and not a word of its own that reads the same: that one has no slash."""
+    return "/" in path and re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-]|\.\w)", text) is not None
 
 
 class NotStarted(MemcgError, AttributeError):  # noqa: N818 - it names a state

@@ -11,7 +11,8 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._ending import COPY_NS, NEAR_BYTES, NEAR_SHARE, NEAR_TICKS, Ending, Traces, of_dead_writer
+from pymemcg import _squeeze
+from pymemcg._ending import COPY_NS, NEAR_TICKS, Ending, Traces, is_at, of_dead_writer
 from pymemcg._ffi import NONE, text
 from pymemcg._findings import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
 from pymemcg._remains import running_boot_id
@@ -127,9 +128,10 @@ class _Examination:
         hits = [_risen(self._second, name) for name in ("limit_hits", "memsw_hits")]
         hits.append(self._hits_above(nearest))
         ends = [stall.end_ns is None or stall.end_ns > self._end - JUST_NS for stall in last]
+        squeeze = _squeeze.of(recording, self._end, nearest, self._held_ns())
         seen = Traces(
             at_limit=self._at(limits, nearest),
-            reaching=nearest is not None and nearest.level == 0 and 0 < self._soon >= (nearest.left_bytes or 0),
+            grown=squeeze.grown,
             hits=sum(hit for hit in hits if hit is not None) if any(hit is not None for hit in hits) else None,
             stalled=any(ends) or (self._held_ns() or 0) >= HARM_NS,
             kills=_risen(self._second, "oom_kills"),
@@ -137,6 +139,8 @@ class _Examination:
             kills_now=self._kills_now,
             node_kills=_risen(node, "oom_kill"),
             rebooted=self._rebooted,
+            short=squeeze.short,
+            spare=squeeze.spare,
         )
         return of_dead_writer(seen)
 
@@ -146,7 +150,7 @@ class _Examination:
             return "" if looked and not limits else None
         if not nearest.near:
             return ""
-        at = "at" if _is_at(nearest.limit_bytes, nearest.left_bytes or 0) else "about to reach"
+        at = "at" if is_at(nearest.limit_bytes, nearest.left_bytes or 0) else "about to reach"
         return f"{at} the limit of {nearest.name or ('the group' if nearest.level == 0 else 'a group above')}"
 
     def _hits_above(self, nearest: LimitUse | None) -> int | None:
@@ -182,7 +186,7 @@ class _Examination:
                 limit = _cell(rows, f"{kind}_bytes", at)
                 if limit is not None and 0 < limit < 1 << 62:  # from there on it is none: `metrics.UNLIMITED_BYTES`
                     left = None if used is None else max(0, limit - used)
-                    near = None if left is None else _is_at(limit, left) or (level == 0 and left <= self._soon)
+                    near = None if left is None else is_at(limit, left) or (level == 0 and left <= self._soon)
                     found.append(LimitUse(level, names.get(level), kind, limit, used, left, near))
         return tuple(found)
 
@@ -289,10 +293,6 @@ class _Examination:
         except OSError:
             return None
         return changed_ns - ended if changed_ns >= ended else None
-
-
-def _is_at(limit: int, left: int) -> bool:
-    return left <= max(limit * NEAR_SHARE, min(NEAR_BYTES, limit // 4))
 
 
 def _nearest(limits: tuple[LimitUse, ...]) -> LimitUse | None:

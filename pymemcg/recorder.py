@@ -67,6 +67,8 @@ class Recorder:
 
     def __init__(self, sampler: Sampler, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        if os.path.isdir(self.path):  # it would be heard of at the end, when all is sampled
+            raise RecordingError("is a folder, and the recording is one file", path=self.path)
         self.lost = 0
         channels = [getattr(sampler, name) for name in schema.CHANNELS]
         channels.sort(key=lambda channel: channel.position)  # as in the ring, since rows of `events` speak of positions

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from pymemcg._verdict import at_limit
 from pymemcg._words import UNKNOWN, number, share, size, span
 
 if TYPE_CHECKING:
@@ -69,9 +70,8 @@ def _growths(told: Postmortem) -> Iterator[str]:
     for growth in told.growth:
         if growth.bytes_per_s is not None:
             to_limit = growth.to_limit_s
-            left = (
-                "" if to_limit is None else f", {span(to_limit * 1e9)} to the nearest limit" if to_limit else ", at the limit"
-            )
+            ahead = ", at the limit" if at_limit(told) else f", {span((to_limit or 0) * 1e9)} to the nearest limit"
+            left = "" if to_limit is None else ahead
             yield f"{size(growth.bytes_per_s, sign=True)}/s over {growth.seconds} s{left}"
 
 

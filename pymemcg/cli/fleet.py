@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _lines(found: Report) -> Iterator[str]:
     hosts = len({row["host"] for row in found.targets})
     sampled = sum(row["sampled_ns"] or 0 for row in found.targets)
-    yield f"{number(len(found.targets))} targets on {number(hosts)} hosts, sampled for {span(sampled)} in all"
+    yield f"{_counted(len(found.targets), 'target')} on {_counted(hosts, 'host')}, sampled for {span(sampled)} in all"
     yield from _table("Worst services", _SERVICE_TITLES, [_service(row) for row in found.services])
     yield from _table("Causes", _CAUSE_TITLES, [_cause(row) for row in found.causes])
     hours = sorted(found.hours, key=lambda row: (-(row["stall_ns_per_hour"] or 0), row["hour"]))
@@ -93,6 +93,10 @@ def _lines(found: Report) -> Iterator[str]:
         yield from (f"{'    ' if i else '  '}{line}" for i, line in enumerate(lines))
     if len(found.notes) > _SHOWN:
         yield f"  and {number(len(found.notes) - _SHOWN)} more, which --json has"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
 
 
 def _table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

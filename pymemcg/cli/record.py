@@ -24,7 +24,7 @@ from pymemcg.cli import Terminated
 from pymemcg.cli._arguments import add_evidence, add_target, duration, rate
 from pymemcg.cli._progress import progress
 from pymemcg.cli._text import aligned
-from pymemcg.errors import SourceError
+from pymemcg.errors import MemcgError, SourceError
 from pymemcg.sampler import MAX_RATE_HZ, MAX_STAT_RATE_HZ
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.duration is None and args.parquet is None:
         args.refuse("the following arguments are required: --duration")
+    if args.parquet is not None and os.path.exists(args.parquet) and not os.path.isdir(args.parquet):
+        raise MemcgError("is no folder, and a data set needs one", path=args.parquet)
     options = {"rate_hz": args.rate, "stat_rate_hz": args.stat_rate, "adaptive": not args.fixed_rate, "evidence": args.evidence}
     with sampler_of(args.target, **options) as sampler:
         asked = _into_data_set(sampler, args) if args.parquet is not None else _into_file(sampler, args)

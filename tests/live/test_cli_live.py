@@ -315,6 +315,18 @@ def test_a_recording_that_cannot_be_written_is_told(make_group, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_place_that_cannot_take_a_recording_is_told_at_the_start(make_group, tmp_path):
+    group, file = make_group("nowhere"), tmp_path / "file"
+    file.touch()
+    done = run("record", group.spec, "--duration", "1h", "-o", str(tmp_path))
+    assert done.returncode == pymemcg.RecordingError.exit_code
+    assert f"{tmp_path}: is a folder, and the recording is one file" in done.stderr
+    done = run("record", group.spec, "--duration", "1h", "--parquet", str(file))
+    assert done.returncode == pymemcg.MemcgError.exit_code
+    assert f"{file}: is no folder, and a data set needs one" in done.stderr
+    assert os.listdir(tmp_path) == ["file"]
+
+
 # ---- demo ----------------------------------------------------------------------------------------------------------
 
 

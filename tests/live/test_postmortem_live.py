@@ -34,6 +34,15 @@ for at in range(0, 1 << 28, 4096):
     if at % (1 << 18) == 0:
         with s.span("leak"): time.sleep(0.002)
 """
+# A service that writes more than its group holds, with a pause after each MiB, since a disk is slower than memory.
+WRITE = """
+import os, time
+fd = os.open({path!r}, os.O_RDWR | os.O_CREAT)
+while True:
+    for at in range(128):
+        os.pwrite(fd, bytes(1 << 20), at << 20)
+        time.sleep(0.005)
+"""
 
 
 @pytest.fixture
@@ -161,6 +170,47 @@ def test_sigkill_far_from_the_limit(service, group, ring_file):
     assert not told.nearest.near
     assert told.writer_pid == service.pid
     assert told.limit_hits in (0, None)
+
+
+def test_sigkill_at_the_limit_that_page_cache_fills(make_group, make_actor, scratch):
+    """As by a liveness probe: the limit is hit up to the end, but what fills the group can be freed."""
+    limit = 64 * MIB
+    group = make_group("postmortem-cache", limit_bytes=limit)
+    service, ring_file = make_actor(group), scratch / "app.ring"
+    service.do(f"from pymemcg import Sampler; s = Sampler({group.spec!r}, ring_file={str(ring_file)!r}).start()")
+    service.send(WRITE.format(path=str(scratch / "written")))
+    until(lambda: ring_file.exists() and full_for(pymemcg.open(ring_file), 3, limit))
+    service.kill()
+    told = postmortem(pymemcg.open(ring_file), boot_id=running_boot_id())
+    assert told.nearest.near
+    assert (told.ending.how, told.ending.certainty) == ("killed", "possible"), told.verdict
+    assert re.search(r"; but .*[\d.]+ MiB were file pages, which can be freed\.", told.verdict)
+
+
+def test_the_oom_killer_where_page_cache_filled_the_group_before(make_group, make_actor, scratch):
+    """Usage does not grow then: what leaks takes the place of file pages."""
+    limit = 64 * MIB
+    group = make_group("postmortem-cache", limit_bytes=limit)
+    for name in ("memory.swap.max", "memory.swappiness"):
+        if os.path.exists(f"{group.directory}/{name}"):
+            outside.write(group, name, "0")
+    service, ring_file = make_actor(group), scratch / "app.ring"
+    service.do(f"from pymemcg import Sampler; s = Sampler({group.spec!r}, ring_file={str(ring_file)!r}).start()")
+    service.do(f"import time; f = open({str(scratch / 'written')!r}, 'wb')")
+    service.do("for _ in range(100): f.write(bytes(1 << 20)), time.sleep(0.005)")
+    time.sleep(2)
+    service.send(SERVE.replace("0.002", "0.02"))
+    assert service.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
+    told = postmortem(pymemcg.open(ring_file), boot_id=running_boot_id())
+    assert told.ending.how == "oom", told.verdict
+    assert told.ending.certainty in ("likely", "almost certain")
+
+
+def full_for(recording, seconds: float, limit: int) -> bool:
+    """Whether usage has been at the limit for so long."""
+    rows = recording.usage.window(seconds=seconds)
+    lasted = recording.usage.window()["t_ns"][[0, -1]] if len(rows) else (0, 0)
+    return lasted[1] - lasted[0] > seconds * 1e9 and rows["usage_bytes"].min() > 0.9 * limit
 
 
 def test_a_clean_stop(service, ring_file):

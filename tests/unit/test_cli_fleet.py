@@ -51,6 +51,12 @@ def test_as_text(dataset, capsys):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_one_target_is_one(tmp_path, capsys):
+    put(tmp_path / "set", captured(tmp_path / "one.memcg", "bursts"), host="shop-1", run="1" * 12, info=INSIDE)
+    assert main(["fleet", "report", str(tmp_path / "set")]) == 0
+    assert capsys.readouterr().out.startswith("1 target on 1 host, sampled for ")
+
+
 def test_a_program_reads_the_same(dataset, tmp_path):
     done = subprocess.run(
         command(dataset, "--json", "--parquet", tmp_path / "stalls.parquet", "--engine", "dask"),

@@ -49,6 +49,19 @@ def usage(mib, **options):
 
 FAR, FULL = usage(20), usage(63.9)
 LIMIT = rowwriter.limits((0, 0, 64, 0))
+SQUEEZED = usage(63.9, hits=range(0, 10_000, 10))
+
+
+def stat(file_mib):
+    """`stat` at 10 Hz, with so many MiB of file pages that can be freed: a number, or one for each row."""
+    t = T0 + np.arange(100) * 100 * MS
+    each = np.broadcast_to(np.asarray(np.asarray(file_mib) * MIB / 2, np.int64), t.shape)
+    return {"t_ns": t, "anon": 60 * MIB - 2 * each, "file": 2 * each, "inactive_file": each, "active_file": each}
+
+
+def freeing(pages):
+    """Ten intervals a second of 5 ms each in reclaim that freed so many pages."""
+    return rowwriter.held(*((at, 5, 6) for at in range(50, 10_000, 100)), pages=pages)
 
 
 class TestEnding:
@@ -164,6 +177,56 @@ class TestEnding:
         assert (told.ending.how, told.ending.certainty) == ("oom", "likely")
         assert "hit 1,000 times in the last second; threads were held for memory up to the end" in told.verdict
 
+    @pytest.mark.parametrize("traced", [True, False])
+    def test_a_squeezed_service_of_which_memory_could_still_be_freed(self, ring, traced):
+        """A liveness probe kills it as well: hits and stalls at the limit are those of every such service."""
+        channels = {"usage": SQUEEZED, "limits": LIMIT, "stat": stat(30)} | ({"reclaim": freeing(2304)} if traced else {})
+        told = postmortem(ring(channels))
+        assert (told.ending.how, told.ending.certainty) == ("killed", "possible")
+        freed = "reclaim still freed 9.0 MiB each time and " if traced else ""
+        assert "hit 100 times in the last second; threads were held" in told.verdict
+        assert f"; but {freed}30.0 MiB were file pages, which can be freed." in told.verdict
+        anew = postmortem(ring(channels), boot_id="another")
+        assert (anew.ending.how, anew.ending.certainty) == ("restarted", "possible")
+        assert postmortem(ring(channels), oom_kills_now=1).ending.how == "oom", "the kernel's count decides"
+
+    @pytest.mark.parametrize(
+        ("pages", "mib", "why"),
+        [
+            (0, 30, "the last reclaim freed nothing"),
+            (3, 30, "the last reclaim freed 96.0 KiB"),
+            (2304, 0, "no file pages were left"),
+            (2304, 2, "next to no file pages were left (2.0 MiB)"),
+            (
+                2304,
+                np.append(np.full(90, 30), np.linspace(30, 12, 10)),
+                "12.0 MiB of file pages were left, and went so fast that they were soon gone",
+            ),
+        ],
+    )
+    def test_a_squeezed_service_of_which_nothing_could_be_freed(self, ring, pages, mib, why):
+        told = postmortem(ring({"usage": SQUEEZED, "limits": LIMIT, "stat": stat(mib), "reclaim": freeing(pages)}))
+        assert (told.ending.how, told.ending.certainty) == ("oom", "likely")
+        assert why in told.verdict
+
+    def test_file_pages_do_not_tell_against_usage_that_grew_into_the_limit(self, ring):
+        """They may be gone: memory.stat is up to 2 s old."""
+        grown = usage(np.append(np.full(9_300, 20.0), np.linspace(20, 64, 700)), hits=[9_990])
+        told = postmortem(ring({"usage": grown, "limits": LIMIT, "stat": stat(15)}))
+        assert (told.ending.how, told.ending.certainty) == ("oom", "likely")
+        assert "usage grew into the limit in the last second" in told.verdict
+
+    def test_a_thread_that_sigkill_met_in_reclaim_was_not_there_for_longer_than_others(self, ring):
+        channels = {"usage": SQUEEZED, "limits": LIMIT, "stat": stat(30), "reclaim": freeing(2304)}
+        assert postmortem(ring(channels, trace_open_ns=T0 + 9_997 * MS)).ending.how == "killed"
+        told = postmortem(ring(channels, trace_open_ns=T0 + 9_900 * MS))
+        assert (told.ending.how, told.ending.certainty) == ("oom", "likely")
+        assert "a thread had been in reclaim for 99.0 ms without end" in told.verdict
+
+    def test_page_cache_at_the_limit_without_a_hit(self, ring):
+        ending = postmortem(ring({"usage": FULL, "limits": LIMIT, "stat": stat(50)})).ending
+        assert (ending.how, ending.certainty) == ("killed", "possible")
+
     def test_a_clean_stop(self, ring):
         told = postmortem(ring({"usage": FULL, "limits": LIMIT}, writer_pid=0))
         assert (told.ending.how, told.ending.certainty, told.writer_pid) == ("stopped", "certain", None)
@@ -192,6 +255,13 @@ class TestFigures:
             assert ten.to_limit_s == pytest.approx((60 - 10 * slope) / slope, rel=0.02)
         else:
             assert ten.to_limit_s is None
+
+    @pytest.mark.parametrize(("slope", "said"), [(0.016, ""), (1.5, "In the last 10 s usage grew by 1.5 MiB/s.")])
+    def test_at_the_limit_there_is_none_to_be_reached(self, ring, slope, said):
+        grown = usage(np.minimum(63.8, 63.8 - slope * (9_000 - np.arange(10_000)) / 1000))
+        verdict = postmortem(ring({"usage": grown, "limits": LIMIT})).verdict
+        assert "would have reached" not in verdict
+        assert verdict.endswith(f"the limit of /pod/app. {said}".rstrip())
 
     def test_spikes_do_not_move_it(self, ring):
         grown = usage(40 + np.arange(10_000) / 1000)

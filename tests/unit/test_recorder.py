@@ -41,6 +41,12 @@ def resident_pages(path) -> int:
     return int((told[RECORDING_ALIGN // 4096 : data.size // 4096] & 1).sum())
 
 
+def test_a_folder_is_refused_before_anything_is_sampled(writer, tmp_path):
+    with pytest.raises(RecordingError, match=rf"{tmp_path}: is a folder"):
+        Recorder(Live(writer), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 class TestParts:
     """A long recording is written in parts, which are one when it ends."""
 
