@@ -124,7 +124,8 @@ def _otherwise(seen: Traces) -> Ending:
     spare = (f"but {' and '.join(seen.spare)}",) if seen.spare else ()
     near = _texts(_full(seen), *_pressed(seen), *spare) if seen.at_limit else _texts(_far(seen))
     if seen.node_kills and not seen.rebooted:
-        counted = f"there were {_kills(seen.node_kills)} on the whole machine in the last second"
+        were = "were" if seen.node_kills > 1 else "was"
+        counted = f"there {were} {_kills(seen.node_kills)} on the whole machine in the last second"
         return Ending("oom", "possible", (counted, *near))
     if seen.rebooted:
         anew = "another kernel runs now: the machine was started anew since, or this is another machine"

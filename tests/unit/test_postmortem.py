@@ -149,8 +149,9 @@ class TestEnding:
 
     def test_an_oom_kill_of_the_whole_machine(self, ring):
         node = rowwriter.node(10, oom_kill=[9_800])
-        ending = postmortem(ring({"usage": FAR, "limits": LIMIT, "node": node})).ending
-        assert (ending.how, ending.certainty) == ("oom", "possible")
+        told = postmortem(ring({"usage": FAR, "limits": LIMIT, "node": node}))
+        assert (told.ending.how, told.ending.certainty) == ("oom", "possible")
+        assert "there was 1 OOM kill on the whole machine" in told.verdict
 
     def test_nothing_tells(self, ring):
         assert postmortem(ring({"usage": FAR})).ending.how == "unknown"
