@@ -97,17 +97,20 @@ class TestAfterAKill:
         actor.do("for i in range(3):\n with s.span('squeezed', ref=i): kept = b'x' * (90 << 20); del kept")
         wait_for_copy(path, 103)
         until(lambda: pymemcg.open(path).usage.window()["t_ns"][-1] > pymemcg.open(path).spans.window()["end_ns"][-1])
-        seen = actor.do(f"[(h.name, h.ref) for h in s.hits(min_ns={MS})]")
+        seen = actor.do("[(h.name, h.ref) for h in s.hits()]")
         actor.kill()
         recording = pymemcg.open(path)
-        hits = recording.hits(min_ns=MS)
+        hits = recording.hits()
         assert [(hit.name, hit.ref) for hit in hits] == [tuple(hit) for hit in seen]
-        assert len(hits) > 0
         assert {hit.name for hit in hits} == {"squeezed"}
+        harmed = recording.hits(min_ns=MS)
+        known = [name for name in ("trace", "psi") if recording.info["evidence"][name] is None]
+        assert len(harmed) > 0 or not known, "counters alone know of no time"
         told = postmortem(recording, boot_id=running_boot_id())
-        assert (told.hits.count, told.hits.worst) == (len(hits), ("squeezed",))
+        assert (told.hits.count, told.hits.spans) == (len(harmed), 103)
+        assert set(told.hits.worst) == {hit.name for hit in harmed}
         assert main(["postmortem", str(path)]) == 0
-        assert "squeezed" in capsys.readouterr().out
+        assert f"{len(harmed)} of 103 lost" in capsys.readouterr().out or not harmed
 
 
 class TestSeveral:
@@ -255,8 +258,8 @@ def test_looked_at_meanwhile(path, make_group, make_actor, swap):
     assert len(rows) == 3
     assert set(rows["pid"].tolist()) == {actor.pid}
     actor.do("s.stop()")
-    seen = [tuple(hit) for hit in actor.do(f"[(h.name, h.ref, h.lost_ns) for h in s.hits(min_ns={MS})]")]
-    assert [(hit.name, hit.ref, hit.lost_ns) for hit in attached.hits(min_ns=MS)] == seen
+    seen = [tuple(hit) for hit in actor.do("[(h.name, h.ref, h.lost_ns) for h in s.hits()]")]
+    assert [(hit.name, hit.ref, hit.lost_ns) for hit in attached.hits()] == seen
     assert {name for name, _, _ in seen} == {"squeezed"}
     assert {row.name: row.count for row in attached.summary()} == {"quiet": 100, "squeezed": 3}
     assert os.kill(actor.pid, 0) is None
