@@ -242,7 +242,7 @@ class Remains:
         from pymemcg import _spanring
 
         named, spans = self.tables.pop("names", None), self.tables.get("spans")
-        if spans is None or not self.is_ring:
+        if spans is None or not self.is_ring or "spans" in self.info:
             return
         if named is None or not _spanring.whole(named):
             self._note("spans", "nothing of it can be read without its names")
