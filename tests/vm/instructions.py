@@ -52,13 +52,12 @@ def tick_figures() -> list[float]:
 
 
 def sampler_figures() -> list[float]:
-    """Of a second of sampling, and of a second of the bare loop."""
-    ratios = []
-    for _ in range(2):  # the first time is to warm up
-        bare = ticking.bare(rate_hz=RATE_HZ, seconds=SECONDS)["cpu_ratio"]
-        ours = ticking.sampled(rate_hz=RATE_HZ, seconds=SECONDS, adaptive=False)["cpu_ratio"]
-        ratios = [ours * 1e9, bare * 1e9]
-    return ratios
+    """Of a second of sampling, and of the bare loop: the least of some, since what else the guest does only adds."""
+    ours, bare = [], []
+    for _ in range(4):  # the first time is to warm up
+        bare.append(ticking.bare(rate_hz=RATE_HZ, seconds=SECONDS)["cpu_ratio"])
+        ours.append(ticking.sampled(rate_hz=RATE_HZ, seconds=SECONDS, adaptive=False)["cpu_ratio"])
+    return [min(ours[1:]) * 1e9, min(bare[1:]) * 1e9]
 
 
 def main() -> None:
