@@ -158,7 +158,7 @@ def named_right(server: Server, setup: Setup, asked: list[Asked], reclaim: dict[
     assert apart <= len(causes) / 20
     assert by_psi <= len(causes) / 20
     named = [cause for cause in causes if cause]  # without: the hit was told before its stall was
-    assert named.count("limit") > 2 / 3 * len(named)  # the others waited to be swapped in, or came while a worker took over
+    assert named.count("limit") > 0.8 * len(named)  # the others waited to be swapped in, or came while a worker took over
 
 
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
