@@ -182,6 +182,13 @@ def zram() -> None:
 
 
 @pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A folder in memory."""
+    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder on a real disk."""
     in_guest = bool(os.environ.get("PYMEMCG_VM"))  # where all but /scratch is in memory, whatever it is called

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,13 +22,6 @@ import ctypes, logging, numpy, pymemcg
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 """
-
-
-@pytest.fixture
-def tmpfs():
-    """A folder in memory."""
-    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 
 import facts
 import numpy as np
@@ -61,13 +59,6 @@ for _ in range(40):
     for fd in (go, going, answers, answer):
         os.close(fd)
 """
-
-
-@pytest.fixture
-def tmpfs():
-    """A folder in memory."""
-    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(params=["tmpfs", "scratch"])

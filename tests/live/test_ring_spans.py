@@ -6,9 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from actor import MIB, start, until
@@ -23,12 +21,6 @@ pytestmark = pytest.mark.live
 MS = 1_000_000
 REFS = (None, 7, -(1 << 63), 1 << 70, True, "", "trace-1", "ä" * 20, "x" * 40, "y" * 41, "z" + "ä" * 30)
 KEPT = (None, 7, -(1 << 63), str(1 << 70), 1, "", "trace-1", "ä" * 20, "x" * 40, "y" * 40 + "…", "z" + "ä" * 19 + "…")
-
-
-@pytest.fixture
-def tmpfs():
-    with tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(params=["tmpfs", "scratch"])
