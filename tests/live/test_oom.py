@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import facts
 import outside
@@ -48,6 +52,43 @@ def without_swap(group) -> None:
 
 def last_kills(sampler) -> int:
     return int(sampler.usage.window(rows=1)["oom_kills"][0])
+
+
+def kernels_report(pid: int) -> dict[str, Any]:
+    """What `pymemcg oom` tells of a kill, from the kernel's own log."""
+    told = subprocess.run([sys.executable, "-m", "pymemcg", "oom", "--json"], capture_output=True, text=True, check=False)
+    if told.returncode == pymemcg.NotSupported.exit_code:
+        pytest.skip(told.stderr.strip())
+    assert told.returncode == 0
+    kills: list[dict[str, Any]] = [json.loads(line) for line in told.stdout.splitlines()]
+    return [kill for kill in kills if kill["pid"] == pid][-1]
+
+
+class TestKernelsLog:
+    @pytest.mark.kernel
+    def test_the_own_limit(self, small, make_actor):
+        victim = make_actor(small)
+        victim.send(EAT)
+        assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
+        told = kernels_report(victim.process.pid)
+        assert (told["cause"], told["limit_bytes"], told["order"]) == ("own-limit", LIMIT, 0)
+        assert told["oom_memcg"].endswith(os.path.basename(small.directory))
+        assert told["asker"]["pid"] == told["pid"] == told["candidates"][0]["pid"]
+        # What is charged but not yet counted for the process is a few pages a CPU.
+        assert told["anon_rss_bytes"] + told["shmem_rss_bytes"] + told["file_rss_bytes"] > LIMIT // 2
+        assert sum(told["memory"][name] for name in ("anon", "file")) == pytest.approx(LIMIT, rel=0.05)
+        assert told["entrypoint"] == "yes"
+
+    def test_a_parents_limit(self, small, make_group, make_actor):
+        child = make_group("child", parent=small.directory)
+        make_actor(child)
+        victim = make_actor(child)
+        victim.send(EAT)
+        assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
+        told = kernels_report(victim.process.pid)
+        assert told["cause"] == "parent-limit"
+        assert told["task_memcg"].startswith(f"{told['oom_memcg']}/")
+        assert told["entrypoint"] == "unknown"
 
 
 class TestFromOutside:
