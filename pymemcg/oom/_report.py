@@ -135,7 +135,7 @@ class Report:
         if self.stats is not None:
             before, _, number = text.rpartition(" ")
             if number.isdecimal() and len(number) < _DIGITS:
-                name = before.rpartition(" ")[2]
+                name = before.rpartition(" ")[2].rpartition(";")[2]
                 if name.isidentifier() and name.islower():
                     self.stats[name] = int(number)
                     return True

@@ -14,6 +14,7 @@ from oomlogs import FRAGMENTED, GROUP, IN_PIECES, LONE, MACHINE, MACHINE_6_8, OW
 from pymemcg.oom import CAUSES, Reader, kills
 
 DATA = Path(__file__).parent.parent / "data"
+CAPTURED_6_12 = (DATA / "6.12-v2" / "dmesg-oom.txt").read_text()
 CAPTURED = sorted(DATA.glob("*/dmesg-oom.txt"))
 MIB = 1 << 20
 
@@ -238,8 +239,11 @@ PREFIXES = {
 }
 
 
+FORMS = {"3.10": OWN_3_10, "4.15": PARENT_4_15, "5.1": OWN_5_1, "machine": MACHINE, "group": GROUP, "6.12": CAPTURED_6_12}
+
+
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
-@pytest.mark.parametrize("text", [OWN_3_10, PARENT_4_15, OWN_5_1, MACHINE, GROUP], ids=["3.10", "4.15", "5.1", "6.8", "group"])
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
 def test_prefixes(text, prefix):
     bare = [line.split("] ", 1)[1] for line in text.splitlines()]
     expected = [kill.to_dict() for kill in of("\n".join(bare))]
