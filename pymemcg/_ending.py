@@ -51,6 +51,8 @@ class Traces:
         kills_now: The counter of the same group now.
         node_kills: OOM kills on the whole machine in the last second.
         rebooted: Another kernel runs now.
+        logged: What the kernel's log says of an OOM kill of the writer, or of a process of its group, in words; "" = nothing.
+        logged_itself: That it was the writer.
         short: Signs that there was nothing left to free, in words.
         spare: Signs that there was, in words.
     """
@@ -64,6 +66,8 @@ class Traces:
     kills_now: int | None
     node_kills: int | None
     rebooted: bool | None
+    logged: str = ""
+    logged_itself: bool = False
     short: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
 
@@ -75,7 +79,14 @@ def is_at(limit: int, left: int) -> bool:
 
 def of_dead_writer(seen: Traces) -> Ending:
     """How the writer of a ring died."""
-    return _by_count(seen) or _by_limit(seen) or _otherwise(seen)
+    return _by_log(seen) or _by_count(seen) or _by_limit(seen) or _otherwise(seen)
+
+
+def _by_log(seen: Traces) -> Ending | None:
+    """By the kernel's own log, where it could be read and has a kill."""
+    if not seen.logged:
+        return None
+    return Ending("oom", "certain" if seen.logged_itself else "almost certain", _texts(seen.logged, _full(seen) or _far(seen)))
 
 
 def _by_count(seen: Traces) -> Ending | None:

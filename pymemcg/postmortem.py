@@ -17,12 +17,16 @@ from pymemcg._ffi import NONE, text
 from pymemcg._findings import Growth, LimitUse, Postmortem, SpanHits, StallSum, Step
 from pymemcg._remains import running_boot_id
 from pymemcg._said import level_names
+from pymemcg._words import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
     from pymemcg.channel import Window
+    from pymemcg.oom import Kill
     from pymemcg.recording import Recording
     from pymemcg.stalls import Stall
 
@@ -35,6 +39,8 @@ JUST_NS: Final = 100_000_000
 """A stall that ended so shortly before the last row went on up to the end: a copy on a disk may be as old."""
 GROWTHS_S: Final = (1, 10, 60)
 """A burst, a request that takes too much, and a leak."""
+LATER_S: Final = 10
+"""So long after the last row a kill in the kernel's log is still this end: ticks may be late, and a kill takes time."""
 COVERED: Final = 0.5
 """A trend over less than half of the time it is named after would be another time's."""
 HARM_NS: Final = 1_000_000
@@ -42,7 +48,13 @@ HARM_NS: Final = 1_000_000
 _CHUNK: Final = 1 << 19
 
 
-def postmortem(recording: Recording, *, oom_kills_now: int | None = None, boot_id: str | None = None) -> Postmortem:
+def postmortem(
+    recording: Recording,
+    *,
+    oom_kills_now: int | None = None,
+    boot_id: str | None = None,
+    logged: Iterable[Kill] = (),
+) -> Postmortem:
     """Say what happened before the end of a ring, or of a recording.
 
     Args:
@@ -52,17 +64,20 @@ def postmortem(recording: Recording, *, oom_kills_now: int | None = None, boot_i
             which would be taken for "no OOM kill". A process that is killed seldom sees its own kill counted.
         boot_id: Of the kernel that runs now, if the machine seems to be that which the file is from; see `running_boot_id`.
             Where the file's is another one, the machine may have been started anew since, and `oom_kills_now` says nothing.
+        logged: OOM kills of the running kernel's log, by `pymemcg.oom.kills`, for which `boot_id` is needed as well. One that
+            was at the time of the last row is this end, if it was of the writer, or of its group.
 
     Thread-safe.
     """
-    return _Examination(recording, oom_kills_now, boot_id).told()
+    return _Examination(recording, oom_kills_now, boot_id, logged).told()
 
 
 class _Examination:
     """Looks at a recording from its end."""
 
-    def __init__(self, recording: Recording, kills_now: int | None, boot_id: str | None) -> None:
+    def __init__(self, recording: Recording, kills_now: int | None, boot_id: str | None, logged: Iterable[Kill]) -> None:
         self._recording = recording
+        self._logged = logged
         self._state = recording.header.state
         self._kills_now = kills_now
         own = text(recording.header.boot_id)
@@ -129,6 +144,7 @@ class _Examination:
         hits.append(self._hits_above(nearest))
         ends = [stall.end_ns is None or stall.end_ns > self._end - JUST_NS for stall in last]
         squeeze = _squeeze.of(recording, self._end, nearest, self._held_ns())
+        kill = self._kill()
         seen = Traces(
             at_limit=self._at(limits, nearest),
             grown=squeeze.grown,
@@ -139,10 +155,24 @@ class _Examination:
             kills_now=self._kills_now,
             node_kills=_risen(node, "oom_kill"),
             rebooted=self._rebooted,
+            logged="" if kill is None else f"the kernel's log has it (pid {kill.pid}): {kill.cause}: {plain(kill.why)}",
+            logged_itself=kill is not None and kill.pid == self._state.writer_pid,
             short=squeeze.short,
             spare=squeeze.spare,
         )
         return of_dead_writer(seen)
+
+    def _kill(self) -> Kill | None:
+        """The OOM kill in the kernel's log that was this end: of the writer itself, or else of its group."""
+        if self._end is None or self._rebooted is not False:
+            return None
+        then = [
+            kill for kill in self._logged if kill.seconds is not None and -1 < kill.seconds - self._end / SECOND_NS < LATER_S
+        ]
+        directory = str(self._recording.info.get("target", {}).get("directory"))
+        itself = [kill for kill in then if kill.pid == self._state.writer_pid]
+        of_group = [kill for kill in then if kill.task_memcg not in (None, "/") and directory.endswith(str(kill.task_memcg))]
+        return next(iter(itself + of_group), None)
 
     def _at(self, limits: tuple[LimitUse, ...], nearest: LimitUse | None) -> str | None:
         if nearest is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what happened before a sampled process ended, from its ring file alone.
+"""Say what happened before a sampled process ended, from its ring file.
 
-How it ended and how sure that is, usage against every limit, growth, stalls and hits, and the last second. FILE is a ring file
-(`Sampler(ring_file=…)`), one kept of an earlier life (`.1`), or a recording. Where it is damaged that is told, and what
-can be read is used.
+How it ended and how sure that is, usage against every limit, growth, stalls and hits, and the last second; and what the
+kernel's log says of the end, where that may be read and is of the same boot. FILE is a ring file (`Sampler(ring_file=…)`), one
+kept of an earlier life (`.1`), or a recording. Where it is damaged that is told, and what can be read is used.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cli._figures import STEP_TITLES, figures, steps
 from pymemcg.cli._stalls import figure, realtime_of
 from pymemcg.cli._text import aligned, has_colours, terminal_width
+from pymemcg.errors import NotSupported
 
 if TYPE_CHECKING:
     from pymemcg._findings import Postmortem
+    from pymemcg.oom import Kill
     from pymemcg.recording import Recording
 
 HELP: Final = "say what happened before a sampled process ended"
@@ -41,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     recording = open_recording(args.file)
     here = recording.info.get("host") == os.uname().nodename
-    told = postmortem(recording, boot_id=running_boot_id() if here else None)
+    boot_id = running_boot_id() if here else None
+    told = postmortem(recording, boot_id=boot_id, logged=_kernels_log() if boot_id else ())
     if args.json:
         print(json.dumps(told.to_dict()))
     elif args.html is not None:
@@ -57,6 +61,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(recording, told)))
     return 0
+
+
+def _kernels_log() -> Iterator[Kill]:
+    """The OOM kills that the kernel's log has; none where it may not be read, as in a container."""
+    from pymemcg.oom import kills
+    from pymemcg.oom._logs import kernel_lines
+
+    with suppress(NotSupported):
+        yield from kills(kernel_lines())
 
 
 # ---- In words ------------------------------------------------------------------------------------------------------

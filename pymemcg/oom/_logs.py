@@ -57,6 +57,11 @@ def lines(path: str | None, *, follow: bool) -> Lines:
     return _of_file(path, follow=follow)
 
 
+def kernel_lines() -> Iterator[bytes]:
+    """What is in this machine's own log now; raises as `lines` does."""
+    return (line for line in lines(None, follow=False) if line is not None)
+
+
 def _of_machine(*, follow: bool) -> Lines:
     try:
         fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -18,6 +18,7 @@ from actor import MIB, kernels_count, until
 
 import pymemcg
 from pymemcg.cli import main
+from pymemcg.errors import NotSupported
 from pymemcg.postmortem import postmortem, running_boot_id
 
 pytestmark = pytest.mark.live
@@ -96,7 +97,13 @@ def test_the_oom_killer(service, group, ring_file, capsys):
         assert (counted.ending.how, counted.ending.certainty) == ("oom", "almost certain")
         assert f"last usage {told.nearest.usage_bytes / MIB:.1f} MiB of 96.0 MiB" in counted.line()
     assert main(["postmortem", "--json", str(ring_file)]) == 0
-    assert json.loads(capsys.readouterr().out)["ending"]["how"] == "oom"
+    ending = json.loads(capsys.readouterr().out)["ending"]
+    assert ending["how"] == "oom"
+    if ending["certainty"] == "certain":
+        assert f"the kernel's log has it (pid {service.pid}): own-limit: " in ending["why"][0]
+    else:
+        assert main(["oom"]) == NotSupported.exit_code, "it may be read, and does not have it"
+        capsys.readouterr()
     assert main(["postmortem", str(ring_file)]) == 0
     assert "the OOM killer ended it" in " ".join(capsys.readouterr().out.split())
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rowwriter
+from oomlogs import GROUP
 from rowwriter import MS, T0, S
 
 import pymemcg
-from pymemcg._ffi import NONE, ffi
+from pymemcg import oom
+from pymemcg._ffi import NONE, ffi, text
 from pymemcg.postmortem import postmortem, running_boot_id
 
 MIB = 1 << 20
+WRITER = 4711
 LEVELS = [
     {"name": "/pod/app", "directory": "/sys/fs/cgroup/pod/app", "files": {"usage": "memory.current"}},
     {"name": "/pod", "directory": "/sys/fs/cgroup/pod", "files": {"usage": "memory.current"}},
@@ -31,7 +35,7 @@ def ring(tmp_path):
     def make(channels, info=INFO, **state):
         path = tmp_path / "ring"
         rowwriter.write(path, channels, info)
-        words = {"writer_pid": 4711, "writer_started_ns": T0, "period_ns": MS} | state
+        words = {"writer_pid": WRITER, "writer_started_ns": T0, "period_ns": MS} | state
         at = ffi.offsetof("struct memcg_ring_header", "state")
         with open(path, "r+b") as file:
             for word, value in words.items():
@@ -227,6 +231,27 @@ class TestEnding:
     def test_page_cache_at_the_limit_without_a_hit(self, ring):
         ending = postmortem(ring({"usage": FULL, "limits": LIMIT, "stat": stat(50)})).ending
         assert (ending.how, ending.certainty) == ("killed", "possible")
+
+    @pytest.mark.parametrize(
+        ("pid", "memcg", "late_s", "certainty"),
+        [
+            (WRITER, "/other", 0.5, "certain"),
+            (99, "/pod/app", 0.5, "almost certain"),
+            (99, "/other", 0.5, "likely"),
+            (WRITER, "/pod/app", 60, "likely"),
+        ],
+        ids=["of the writer", "of its group", "of another group", "at another time"],
+    )
+    def test_what_the_kernels_log_says(self, ring, pid, memcg, late_s, certainty):
+        log = re.sub(r"\[1\.\d\]", f"[{(T0 + 10 * S) / 1e9 + late_s:.6f}]", GROUP).replace("/a,", f"{memcg},")
+        killed = list(oom.kills(log.replace("51", str(pid)).splitlines()[:4]))
+        assert [(kill.pid, kill.task_memcg) for kill in killed] == [(pid, memcg)]
+        recording = ring({"usage": usage(63.9, hits=[9_990]), "limits": LIMIT})
+        ending = postmortem(recording, boot_id=text(recording.header.boot_id), logged=killed).ending
+        assert (ending.how, ending.certainty) == ("oom", certainty)
+        assert any("the kernel's log has it" in why for why in ending.why) == (certainty != "likely")
+        other = postmortem(recording, boot_id="another", logged=killed).ending
+        assert not any("the kernel's log has it" in why for why in other.why)
 
     def test_a_clean_stop(self, ring):
         told = postmortem(ring({"usage": FULL, "limits": LIMIT}, writer_pid=0))
