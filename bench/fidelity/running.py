@@ -141,7 +141,7 @@ def _groups(workload: Workload, environment: Environment, stack: ExitStack) -> t
     outer = stack.enter_context(ChildGroup("truth", limit_bytes=limit_bytes if workload.above else None))
     group = outer.child("load", limit_bytes=FAR_BYTES if far else limit_bytes)
     if workload.high and not os.path.exists(f"{group.directory}/memory.high"):
-        raise NotSupported("no group has one", path=f"{group.directory}/memory.high", hint="cgroup v2")
+        raise NotSupported("no group has a memory.high here", hint="cgroup v2")
     beside = outer.child("beside", limit_bytes=workload.beside.limit_bytes + PROCESS_BYTES) if workload.beside else None
     if not workload.swap:
         v1 = f"{group.directory}/memory.swappiness"
