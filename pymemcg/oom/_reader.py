@@ -53,6 +53,7 @@ class Reader:
         self._open: list[Report] = []
         self._joining = ""
         self._by_hand = False
+        self._only: Report | None = None  # the open one, where there is one that is not complete
 
     def feed(self, line: bytes | str) -> list[Kill]:
         """Read a line.
@@ -64,23 +65,25 @@ class Reader:
             The kills that are known in full with it; mostly none.
         """
         self.lines += 1
-        text = line if isinstance(line, str) else line.decode("utf-8", "replace")
-        text = (text.rstrip() if len(text) < _LONGEST else text[:_LONGEST]).replace("\xa0", " ")
+        text = (line if isinstance(line, str) else line.decode("utf-8", "replace")).rstrip()
+        report = self._only
+        if report is not None and report.take_common(text):  # nine lines of ten, where a log has nothing but kills
+            report.lines = 0
+            return []
+        if not (self._open or self._joining) and not _may_begin(text):
+            return []
+        told = self._feed(text[:_LONGEST].replace("\xa0", " "))
+        waiting = len(self._open) == 1 and not self._joining and not self._open[0].complete
+        self._only = self._open[0] if waiting else None
+        return told
+
+    def _feed(self, text: str) -> list[Kill]:
         if text.startswith('{"'):
             text = _unwrapped(text)
         if self._joining:
             return self._join(text)
         if self._open and ("#012" in text or "\\x0a" in text):  # rsyslog's and /dev/kmsg's way to write the end of a line
-            return [kill for part in _LINE_END.split(text) for kill in self._one(part)]
-        return self._one(text)
-
-    def _one(self, text: str) -> list[Kill]:
-        if not self._open:
-            if not ("oom" in text or "ill" in text or " invoked" in text or "cgroup stats" in text or "OOM" in text):
-                return []
-        elif len(self._open) == 1 and not (report := self._open[0]).complete and report.take_common(text):
-            report.lines = 0
-            return []
+            return [kill for part in _LINE_END.split(text) for kill in self._take(part)]
         return self._take(text)
 
     def close(self) -> list[Kill]:
@@ -89,6 +92,7 @@ class Reader:
         told = self._take_whole(line) if line else []
         while self._open:
             told += self._give_up(self._open[0])
+        self._only = None
         return told
 
     # ---- One line --------------------------------------------------------------------------------------------------
@@ -246,6 +250,11 @@ class Reader:
             adj=None,
         )
         return [build(report, line, report.chosen_line or self.lines, report.first)]
+
+
+def _may_begin(text: str) -> bool:
+    """Whether anything of a kill may begin with this line; the kernel's log has few others with these letters."""
+    return "oom" in text or "ill" in text or "OOM" in text or " invoked" in text or "cgroup stats" in text
 
 
 def _unwrapped(text: str) -> str:

@@ -18,6 +18,7 @@ UNLIMITED: Final = 1 << 60
 ROWS: Final = 1000
 """So many rows of a table are kept, the worst; all are there in the meantime, up to twice as many."""
 _DIGITS: Final = 20
+_NAME: Final = 64  # of a kernel's thread; all others have 15 at most
 _COMM: Final = 15  # TASK_COMM_LEN is 16, with its end
 
 _BEFORE_NAME = re.compile(r'.*(?:\] |: |> |;|"|\d\d(?::\d\d|Z) )')
@@ -132,6 +133,8 @@ class Report:
         """Likewise, a line of those that a report has most of: of the stack, of memory.stat, and of the table of tasks."""
         if "+0x" in text:
             return True
+        if text.startswith("{"):
+            return False  # wrapped into JSON: its end is not the line's
         if self.stats is not None:
             before, _, number = text.rpartition(" ")
             if number.isdecimal() and len(number) < _DIGITS:
@@ -198,7 +201,7 @@ class Report:
         return True
 
     def _take_row(self, found: re.Match[str]) -> None:
-        self.rows.append(Row(int(found[1]), found[2].split(), found[3].rstrip()))
+        self.rows.append(Row(int(found[1]), found[2].split(), found[3].rstrip()[:_NAME]))
         if len(self.rows) >= 2 * ROWS:
             self.rows.sort(key=self._weight, reverse=True)
             self.rows_left_out += len(self.rows) - ROWS
