@@ -11,9 +11,13 @@ from typing import Final
 from pymemcg import schema
 from pymemcg.oom._cause import cause, entrypoint
 from pymemcg.oom._kill import Candidate, Kill
-from pymemcg.oom._report import UNLIMITED, Report, Row
+from pymemcg.oom._report import ROWS, UNLIMITED, Report, Row
 
-_KILL = re.compile(r"Kill(ed)? process (\d{1,19})(?:, UID (\d{1,19}),)? \((.*)\)(?=[,\s]|$)(.*)")
+# A program may say "Killed process 7 (x)", too, but not what follows, or stands before it.
+_KILL = re.compile(
+    r"(?:(?<=ut of memory: )|(?<=_task\): )|(?=.*\((?:.*)\),? (?:UID|total-vm:|score \d)))"
+    r"Kill(ed)? process (\d{1,19})(?:, UID (\d{1,19}),)? \((.*)\)(?=[,\s]|$)(.*)"
+)
 _FIGURE = re.compile(r"(total-vm|anon-rss|file-rss|shmem-rss|pgtables):\s*(\d{1,19})\s*kB")
 _UID = re.compile(r"UID[: ](\d{1,19})")
 _ADJ = re.compile(r"oom_score_adj:(-?\d{1,19})")
@@ -88,8 +92,9 @@ def build(report: Report, line: KillLine, number: int, text: str) -> Kill:
     kind = next((name for name in ("memory+swap", "swap") if name in report.usage), None)
     swap_usage, swap_limit = report.usage[kind][:2] if kind else (None, None)
     total = _total(report, page)
+    first_of_all = report.killed <= {line.pid}
     found = sorted(
-        (_candidate(report, row, page, total) for row in report.rows),
+        (_candidate(report, row, page, total) for row in (report.rows if first_of_all else ())),
         key=lambda one: (one.badness_bytes is not None, one.badness_bytes or 0, one.rss_bytes),
         reverse=True,
     )
@@ -132,8 +137,8 @@ def build(report: Report, line: KillLine, number: int, text: str) -> Kill:
         ram_bytes=(report.ram_pages - report.reserved_pages) * page if report.ram_pages else None,
         total_swap_bytes=report.swap.get("Total"),
         free_swap_bytes=report.swap.get("Free"),
-        candidates=tuple(found),
-        candidates_left_out=report.rows_left_out,
+        candidates=tuple(found[:ROWS]),
+        candidates_left_out=report.rows_left_out + len(found[ROWS:]) if first_of_all else 0,
         page_bytes=page,
         seconds=_seconds(first),
         when=_when(first),
@@ -165,7 +170,14 @@ def _page(report: Report, line: KillLine) -> int:
 def _memory(report: Report, page: int) -> dict[str, int]:
     """What there was, under the common names."""
     if not (report.usage or report.groups):
-        return {name: pages * page for name, pages in report.counters.items()}
+        found = {name: pages * page for name, pages in report.counters.items()}
+        shmem = found.get("shmem", 0)  # on the lists of anonymous memory, but page cache
+        lists = [found.get(f"{state}_{kind}") for kind in ("anon", "file") for state in ("active", "inactive")]
+        if None not in lists:
+            active_anon, inactive_anon, active_file, inactive_file = (count or 0 for count in lists)
+            found["anon"] = max(0, active_anon + inactive_anon - shmem)
+            found["file"] = active_file + inactive_file + shmem
+        return found
     groups = report.groups
     if report.oom_memcg in groups and "kernel_stack" in groups[report.oom_memcg]:
         groups = {report.oom_memcg: groups[report.oom_memcg]}
@@ -184,20 +196,17 @@ def _names(keys: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _total(report: Report, page: int) -> int | None:
-    """Pages that oom_score_adj is thousandths of: RAM and swap, or the group's limit and the swap that it may have."""
+    """Pages that oom_score_adj is thousandths of: RAM and swap, or the limit of a group that may not swap; None = not told."""
     if not (report.of_group):
         swap = report.swap.get("Total")
         return report.ram_pages - report.reserved_pages + swap // page if report.ram_pages and swap is not None else None
     limit = _limit(report.usage["memory"][1]) if "memory" in report.usage else None
     if limit is None:
         return None
-    usage, most, _ = report.usage.get("swap", (0, 0, 0))
+    swap = report.usage.get("swap", (0, 0, 0))[1]
     if "memory+swap" in report.usage:
-        both, least, _ = report.usage["memory+swap"]
-        usage, most = max(both - report.usage["memory"][0], 0), max(least - limit, 0)
-    if usage and most >= UNLIMITED - limit:
-        return None  # all of the machine's swap, which is not told
-    return (limit + (most if usage else 0)) // page
+        swap = max(report.usage["memory+swap"][1] - limit, 0)
+    return limit // page if swap == 0 else None  # else it is the machine's swap, if that is less, which is not told
 
 
 def _candidate(report: Report, row: Row, page: int, total: int | None) -> Candidate:

@@ -121,8 +121,8 @@ def entrypoint(report: Report, pid: int, of: str) -> tuple[str, str]:
     others = [row.pid for row in report.rows if row.pid != pid]
     if report.group_kill:
         told = "yes", "all processes of its group were killed with it (memory.oom.group)"
-    elif not report.rows:
-        told = "unknown", "the log has no table of tasks"
+    elif not report.rows or report.mixed:
+        told = "unknown", "the log has no table of tasks" if not report.rows else "tables of two reports are mixed in the log"
     elif of != "own-limit":
         told = "unknown", "the table of tasks is of more than its container"
     elif len(others) == len(report.rows):

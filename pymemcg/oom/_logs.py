@@ -10,7 +10,7 @@ import select
 import stat
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final
 
 from pymemcg.errors import MemcgError, NotSupported, SourceError
@@ -135,10 +135,10 @@ def _of_journal(program: str, denied: OSError, *, follow: bool) -> Lines:
         try:
             assert journal.stdout is not None
             some = False
-            for line in _of_descriptor(journal.stdout.fileno(), "journalctl", follow=follow):
+            for line in _of_descriptor(os.dup(journal.stdout.fileno()), "journalctl", follow=follow):
                 some = some or line is not None
                 yield line
-            if not some and not follow:
+            if not some:
                 raise _not_readable(denied)
         finally:
             journal.terminate()
@@ -178,24 +178,31 @@ def _of_descriptor(fd: int, name: str, *, follow: bool) -> Lines:
 
 
 def _chunks(fd: int, name: str, *, follow: bool) -> Generator[bytes | None, None, None]:
-    regular = stat.S_ISREG(os.fstat(fd).st_mode)
     try:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        grown_s = time.monotonic()
         while True:
             if follow and not regular and not select.select([fd], [], [], _QUIET_S)[0]:
                 yield None
-                continue
-            if chunk := os.read(fd, _CHUNK):
+            elif chunk := os.read(fd, _CHUNK):
+                grown_s = time.monotonic()
                 yield chunk
             elif not (follow and regular):
                 return
+            elif (other := _again(fd, name)) != fd:
+                while chunk := os.read(fd, _CHUNK):  # what came last into the old one
+                    yield chunk
+                os.close(fd)
+                fd = other
             else:
-                yield None
+                if time.monotonic() - grown_s > _QUIET_S:
+                    yield None
                 time.sleep(_LOOK_S)
-                fd = _again(fd, name)
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}", path=name, errno=error.errno) from error
     finally:
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
 
 
 def _again(fd: int, path: str) -> int:
@@ -204,9 +211,7 @@ def _again(fd: int, path: str) -> int:
         os.lseek(fd, 0, os.SEEK_SET)
     try:
         if not os.path.samestat(os.stat(path), os.fstat(fd)):
-            other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.close(fd)
-            return other
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # between two names
         pass
     return fd

@@ -19,13 +19,15 @@ _PATIENCE: Final = 1000
 """Lines without one of its own after which a report is taken as ended: other lines of the log come in between."""
 _PATIENCE_AFTER: Final = 20
 """So many after a kill: others of its group may follow."""
+_HELD_LINES: Final = 5
+"""For so many lines a kill waits for the one that says that its whole group goes: others may come in between."""
 _LONGEST: Final = 8192
 """A line, in characters: the rest is left out. The kernel's own have 1,024 at most, memory.stat's 4,096."""
 
 _GROUP: Final = "memory.oom.group set"
 _KILLED: Final = r"oom_score_adj:-?\d|sacrifice child|sharing same memory|(?:file|shmem)-rss:\d+kB\s*$"
 _LINE_END = re.compile(r"#012|\\x0a")
-_CALLER = re.compile(r"\[\s*([TC]\d+)\]")  # CONFIG_PRINTK_CALLER
+_CALLER = re.compile(r"\[\s*([TC]\d+)\]|,caller=([TC]\d+);")  # CONFIG_PRINTK_CALLER
 _BEGINS = re.compile(r"^\s*(?:\d+[:\s]\s*)?(?:<\d+>)?\[\s*\d+\.\d+\]|^\s*\d+,\d+,\d+,|\bkernel:|^\S*\d\d:\d\d:\d\d")
 # What lines of a report that may have been broken have, and what of their end they have when they are whole.
 _BREAKABLE: Final = {
@@ -36,7 +38,9 @@ _BREAKABLE: Final = {
     "Tasks in ": re.compile(_GROUP),
 }
 _STARTS: Final = (*_BREAKABLE, "Memory cgroup ", "oom_reaper: ", "CPU: ")
+_CUT = re.compile(r"ut of memory: Kill(?:ed)?(?: process)?$")
 _WITHIN: Final = ("Memory cgroup stats for ", " oom_score_adj name")
+_SIGNS: Final = (*_BREAKABLE, *_WITHIN, "Manual OOM execution")
 
 
 class Reader:
@@ -52,7 +56,10 @@ class Reader:
         self.lines = 0
         self._open: list[Report] = []
         self._joining = ""
-        self._by_hand = False
+        self._by_hand = 0  # the line that says so
+        # A kill that is not told yet: that all of its group are killed is said in a line after it.
+        self._held: tuple[Report, KillLine, int, str] | None = None
+        self._held_lines = 0
         self._only: Report | None = None  # the open one, where there is one that is not complete
 
     def feed(self, line: bytes | str) -> list[Kill]:
@@ -72,10 +79,19 @@ class Reader:
             return []
         if not (self._open or self._joining) and not _may_begin(text):
             return []
+        held = self._held
         told = self._feed(text[:_LONGEST].replace("\xa0", " "))
+        if held is not None and self._held is held:
+            self._held_lines += 1
+            if told or held[0].group_kill or self._held_lines > _HELD_LINES:
+                told = self._release() + told
         waiting = len(self._open) == 1 and not self._joining and not self._open[0].complete
         self._only = self._open[0] if waiting else None
         return told
+
+    def _release(self) -> list[Kill]:
+        held, self._held = self._held, None
+        return [build(*held)] if held is not None else []
 
     def _feed(self, text: str) -> list[Kill]:
         if text.startswith('{"'):
@@ -90,6 +106,7 @@ class Reader:
         """Say what is not yet told: kills whose last line is missing."""
         line, self._joining = self._joining, ""
         told = self._take_whole(line) if line else []
+        told += self._release()
         while self._open:
             told += self._give_up(self._open[0])
         self._only = None
@@ -104,8 +121,11 @@ class Reader:
                     self._joining = text
                     return []
                 return self._take_whole(text)
+        if _CUT.search(text):
+            self._joining = text
+            return []
         if "Manual OOM execution" in text:
-            self._by_hand = True
+            self._by_hand = self.lines
         if not self._open and any(sign in text for sign in _WITHIN):
             self._open.append(Report("", caller=_caller(text), first=text))  # its beginning is lost
         self._pass_on(text)
@@ -135,11 +155,13 @@ class Reader:
         return self._take(joined)
 
     def _begin(self, text: str) -> list[Kill]:
-        told = [kill for report in list(self._open) if report.killed for kill in self._give_up(report)]
+        told = self._release()
+        told += [kill for report in list(self._open) if report.killed for kill in self._give_up(report)]
         while len(self._open) >= _MOST_OPEN:
             told += self._give_up(self._open[0])
         report = begun(text)
-        report.by_hand, self._by_hand = self._by_hand, False
+        report.by_hand = bool(self._by_hand) and self.lines - self._by_hand < _PATIENCE_AFTER
+        self._by_hand = 0
         report.caller = _caller(text)
         self._open.append(report)
         return told
@@ -181,6 +203,8 @@ class Reader:
         elif " oom_score_adj name" in text:
             wanting = [one for one in self._open if one.columns is None]
         elif tables:
+            for one in tables if len(tables) > 1 else ():
+                one.mixed = True  # nobody can tell whose rows these are
             wanting = [tables[-1], *(one for one in self._open if one is not tables[-1])]
         return wanting
 
@@ -199,10 +223,16 @@ class Reader:
             return self._chosen(report, line)
         if line.pid in report.killed:
             return []
+        told = self._release()
+        first = not report.killed
         report.killed.add(line.pid)
         report.complete, report.lines = True, 0
         of_group = line.of_group if line.of_group is not None else report.says_group
-        return [build(report, replace(line, of_group=of_group), self.lines, text)]
+        line = replace(line, of_group=of_group)
+        if first and of_group:
+            self._held, self._held_lines = (report, line, self.lines, text), 0
+            return told
+        return [*told, build(report, line, self.lines, text)]
 
     def _chosen(self, report: Report, line: KillLine) -> list[Kill]:
         report.victim, report.victim_name = line.pid, line.name
@@ -254,7 +284,8 @@ class Reader:
 
 def _may_begin(text: str) -> bool:
     """Whether anything of a kill may begin with this line; the kernel's log has few others with these letters."""
-    return "oom" in text or "ill" in text or "OOM" in text or " invoked" in text or "cgroup stats" in text
+    some = "oom" in text or "ill" in text or "OOM" in text or " invoked" in text or "cgroup stats" in text
+    return some and (any(sign in text for sign in _SIGNS) or _CUT.search(text) is not None)
 
 
 def _unwrapped(text: str) -> str:
@@ -269,7 +300,7 @@ def _unwrapped(text: str) -> str:
 
 def _caller(text: str) -> str | None:
     found = _CALLER.search(text)
-    return found[1] if found else None
+    return (found[1] or found[2]) if found else None
 
 
 def kills(lines: Iterable[bytes | str]) -> Iterator[Kill]:

@@ -23,17 +23,19 @@ _COMM: Final = 15  # TASK_COMM_LEN is 16, with its end
 
 _BEFORE_NAME = re.compile(r'.*(?:\] |: |> |;|"|\d\d(?::\d\d|Z) )')
 _DETAILS = re.compile(r"gfp_mask=(0x[0-9a-f]+(?:\([^)]*\))?)")
-_ORDER = re.compile(r"order=(-?\d{1,19})")
+_ORDER = re.compile(r"order=(-?\d{1,2})(?!\d)")
 _ADJ = re.compile(r"oom_score_adj=(-?\d{1,19})")
 _NODEMASK = re.compile(r"nodemask=(\(null\)|[\d,-]*\d)")
 _ASKER = re.compile(r"\b[Pp][Ii][Dd]: (\d{1,19}),? [Cc]omm: ")
 _CPUSET = re.compile(r"cpuset=(\S+) mems_allowed=([\d,-]+)")
+_ALLOWED = re.compile(r"mems_allowed=([\d,-]*\d)")
 _TASK_IN = re.compile(r"Task in (.*?) killed as a result of limit of (.*)")
 _USAGE = re.compile(r"(memory\+swap|memory|swap): usage (\d{1,19})kB, limit (\d{1,19})kB, failcnt (\d{1,19})")
 _STATS = re.compile(r"Memory cgroup stats for (.*?):(?=\s*$|\s*\w+\s*:\d+KB)(.*)")
 _PAIR = re.compile(r"(\w+)\s*:(\d{1,19})KB")
 _TABLE = re.compile(r"\[\s*pid\s*\]\s+(uid\s.*\bname)\s*$")
 _ROW = re.compile(r"\[\s*(\d{1,19})\]\s+((?:-?\d{1,19}\s+){5,})(.*)$")
+_STACK = re.compile(r"\+0x[0-9a-f]{1,8}/0x[0-9a-f]")
 _ZONE = re.compile(
     r"(?:Node (\d{1,19}) )?(\w{1,16}) free:(\d{1,19})kB (?:boost:\d+kB )?min:(\d{1,19})kB low:(\d{1,19})kB high:(\d{1,19})kB"
 )  # not of NUMA: no node
@@ -106,6 +108,7 @@ class Report:
     lines: int = 0  # since the last one that was of it
     by_hand: bool = False  # SysRq-f
     first: str = ""  # its first line, for the time
+    mixed: bool = False  # its table may have rows of another report's
     complete: bool = False  # nothing more of it is to come but kills
     chosen_line: int = 0  # where it names who is to die
     says_group: bool | None = None  # by "Kill process", before "Killed process" says no more of it
@@ -131,7 +134,7 @@ class Report:
 
     def take_common(self, text: str) -> bool:
         """Likewise, a line of those that a report has most of: of the stack, of memory.stat, and of the table of tasks."""
-        if "+0x" in text:
+        if "+0x" in text and _STACK.search(text):
             return True
         if text.startswith("{"):
             return False  # wrapped into JSON: its end is not the line's
@@ -151,7 +154,7 @@ class Report:
         if ": usage " in text and (found := _USAGE.search(text)):
             self.usage[found[1]] = (int(found[2]) << 10, int(found[3]) << 10, int(found[4]))
         elif "Memory cgroup stats for " in text and (found := _STATS.search(text)):
-            group = self.groups.setdefault(whole(found[1]), {})
+            group = self.groups.setdefault(whole(found[1]), {}) if len(self.groups) < ROWS else {}
             group.update({name: int(number) << 10 for name, number in _PAIR.findall(found[2])})
             self.stats = None if group else group
         elif "pid" in text and (found := _TABLE.search(text)):
@@ -163,7 +166,7 @@ class Report:
         elif "mems_allowed=" in text and (found := _CPUSET.search(text)):
             self.cpuset, self.mems_allowed = found[1], found[2]
         else:
-            return self._take_machine(text)
+            return not self.of_group and self._take_machine(text)
         return True
 
     def _take_machine(self, text: str) -> bool:
@@ -230,6 +233,8 @@ class Report:
             self.task_memcg = found[1]
         if found := _NODEMASK.search(text):
             self.nodemask = found[1]
+        if found := _ALLOWED.search(text):
+            self.mems_allowed = found[1]
         if found := _VICTIM.search(text):
             self.victim_name, self.victim = found[1], int(found[2])
             self.victim_uid = int(found[3]) if found[3] else None

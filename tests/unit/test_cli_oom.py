@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -92,11 +93,11 @@ def following(tmp_path):
     process = subprocess.Popen([*COMMAND, "--json", "--follow", str(path)], stdout=subprocess.PIPE, text=True)
     late = threading.Timer(60, process.kill)  # or a line that does not come is waited for for ever
     late.start()
-    yield path, process
-    late.cancel()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 128 + signal.SIGINT
-    process.stdout.close()
+    with process:
+        yield path, process
+        late.cancel()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 128 + signal.SIGINT
 
 
 def test_a_log_that_grows_and_is_rotated(following):
@@ -114,6 +115,53 @@ def test_a_log_that_grows_and_is_rotated(following):
         file.writelines(LOG.read_bytes().splitlines(keepends=True)[-5:-1])
     told = json.loads(process.stdout.readline())
     assert (told["pid"], told["anon_rss_bytes"]) == (216, None)
+
+
+def test_a_log_that_comes_slowly(following):
+    """What is not whole yet is not told."""
+    path, process = following
+    with path.open("ab", buffering=0) as file:
+        for line in LOG.read_bytes().splitlines(keepends=True)[-5:]:
+            file.write(line)
+            time.sleep(0.6)
+    told = json.loads(process.stdout.readline())
+    assert (told["cause"], told["pid"], len(told["candidates"])) == ("own-limit", 216, 1)
+
+
+def test_what_came_last_before_a_rotation(following):
+    path, process = following
+    with path.open("ab") as file:
+        file.write((DATA / "6.1-v2" / "dmesg-oom.txt").read_bytes())
+    assert json.loads(process.stdout.readline())["pid"] == 182, "it reads now"
+    with path.open("ab") as file:
+        file.write(LOG.read_bytes())
+    path.rename(path.with_suffix(".1"))
+    path.touch()
+    assert json.loads(process.stdout.readline())["pid"] == 216
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    """A journalctl that prints what it is given, where the kernel's buffer may not be read."""
+
+    def make(says):
+        (tmp_path / "says").write_bytes(says)
+        program = tmp_path / "journalctl"
+        program.write_text(f"#!/bin/sh\nexec /bin/cat {tmp_path}/says\n")
+        program.chmod(0o755)
+        monkeypatch.setattr("pymemcg.oom._logs.KMSG", "/dev/there-is-no-kmsg")
+        monkeypatch.setenv("PATH", str(tmp_path))
+
+    return make
+
+
+@pytest.mark.parametrize("follow", [[], ["--follow"]])
+def test_the_journal(journal, capsys, follow):
+    journal(LOG.read_bytes())
+    assert main(["oom", "--json", *follow]) == 0
+    assert json.loads(capsys.readouterr().out)["pid"] == 216
+    journal(b"")
+    assert main(["oom", "--json", *follow]) == NotSupported.exit_code
 
 
 class TestErrors:

@@ -144,6 +144,7 @@ def test_a_spike_of_a_millisecond_in_an_hour_is_seen_and_exact(hour, opened):
     assert "the least and the most of every" in page.page.inner_text("#sight")
     spike = hour.t_ms[hour.at]
     page.show(spike - 6, spike + 6)
+    page.page.wait_for_function("document.querySelector('#sight').innerText.includes('every row')")
     usage = page.rows("usage")
     middle = int(np.nanargmax(usage["usage"]))
     mine = (np.array(usage["usage"][middle - 5 : middle + 6]) * MIB).tolist()
