@@ -126,7 +126,7 @@ class Kill:
         ram_bytes: Memory of the machine that the kernel hands out; likewise.
         total_swap_bytes: Its swap.
         free_swap_bytes: Of that free.
-        candidates: Processes that could have been killed, the worst first, 1,000 at most.
+        candidates: Processes that could have been killed, the worst first, 1,000 at most; of a whole group, with the first.
         candidates_left_out: How many more the table has.
         page_bytes: A page there, by which the table was read.
         seconds: Since boot.
