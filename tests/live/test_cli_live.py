@@ -74,12 +74,7 @@ def groups_of(pid: int) -> list[Path]:
 # ---- In a container that is full -----------------------------------------------------------------------------------
 
 
-OOM_LOG = str(Path(__file__).parents[1] / "data" / "6.12-v2" / "dmesg-oom.txt")
-
-
-@pytest.mark.parametrize(
-    "words", [["doctor"], ["doctor", "--json"], ["watch", "--once"], ["watch", "--once", "--json"], ["oom", OOM_LOG]]
-)
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["watch", "--once"], ["watch", "--once", "--json"]])
 def test_what_must_run_in_a_full_container_needs_little_more_than_an_interpreter(make_group, words, tmp_path):
     variables = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}  # as pip leaves an installed package
     run(*words, **variables)
