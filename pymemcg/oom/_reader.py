@@ -121,7 +121,7 @@ class Reader:
                     self._joining = text
                     return []
                 return self._take_whole(text)
-        if _CUT.search(text):
+        if "ut of memory: Kill" in text and _CUT.search(text):
             self._joining = text
             return []
         if "Manual OOM execution" in text:
