@@ -5,3 +5,49 @@ Without numpy and without the extension, so that it runs in a container that is 
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pymemcg.explain._edge import Edge, edge
+from pymemcg.explain._makeup import Makeup, makeup
+from pymemcg.explain._outcome import Outcome, outcome
+from pymemcg.explain._snapshot import Meanwhile, Snapshot
+from pymemcg.explain._take import notes, take
+from pymemcg.explain._tools import Tools, tools
+from pymemcg.explain._tree import Tree, opened
+from pymemcg.explain._verdict import VERDICTS, Verdict, judge
+
+__all__ = ["VERDICTS", "Explanation", "Meanwhile", "Snapshot", "Tree", "explain", "notes", "opened", "take"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A snapshot explained.
+
+    Attributes:
+        snapshot: What it rests on.
+        verdict: What to think of it, and what to do.
+        tools: Who says what.
+        makeup: What it is made of.
+        edge: How far it is to the edge.
+        outcome: What happens there.
+    """
+
+    snapshot: Snapshot
+    verdict: Verdict
+    tools: Tools
+    makeup: Makeup
+    edge: Edge
+    outcome: Outcome
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, as for JSON; the zones and neighbours as they are in the snapshot."""
+        return asdict(self)
+
+
+def explain(snapshot: Snapshot) -> Explanation:
+    """Explain a snapshot. Pure: safe to call from any thread."""
+    made, ahead = makeup(snapshot), edge(snapshot)
+    then = outcome(snapshot, ahead)
+    return Explanation(snapshot, judge(snapshot, made, ahead, then), tools(snapshot), made, ahead, then)

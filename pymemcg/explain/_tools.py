@@ -171,7 +171,8 @@ def _shared(snapshot: Snapshot, resident: int) -> Iterator[str]:
         return
     fair = _total(processes, lambda one: one.pss_bytes)
     text = (
-        f"RES summed over {number(len(processes))} processes ({size(resident)}) counts a shared page once for each process that maps "
+        f"RES summed over {number(len(processes))} processes ({size(resident)}) counts a shared page once for each "
+        "process that maps "
         "it: libraries, shared memory, and what a fork would copy only on writing. "
     )
     if fair is not None:

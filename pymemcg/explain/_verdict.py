@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One verdict out of a small set, the numbers that led to it, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pymemcg._words import number, share, size, span
+from pymemcg.explain._advice import Advice, advice
+from pymemcg.explain._outcome import stalls_seen
+
+if TYPE_CHECKING:
+    from pymemcg.explain._edge import Edge
+    from pymemcg.explain._makeup import Makeup
+    from pymemcg.explain._outcome import Outcome
+    from pymemcg.explain._snapshot import Snapshot
+
+VERDICTS: Final = {
+    "hung": "Its tasks hang: the limit is reached, nothing can be reclaimed, and the OOM killer is off.",
+    "tmpfs-leak": "Files in memory (tmpfs, /dev/shm, shared memory) take the limit up. They stay until they are deleted.",
+    "growth": "It really grows: memory that reclaim cannot take is filling the limit, and an OOM kill is at the end of that.",
+    "swap-storm": "It works with more memory than it has: pages come back from swap all the time, and threads wait for each.",
+    "throttled": "It is above memory.high: its threads are put to sleep so that it grows no further.",
+    "parent-squeezed": "Not its own limit is full, but that of a group above it, which others use up, too.",
+    "dirty-backlog": "Much of its cache waits to be written to a disk: reclaim at the limit has to wait for that.",
+    "kernel-memory": "The kernel's own memory for it (files' names, page tables, threads, sockets) takes up much of the limit.",
+    "full": "Nearly all of the limit is memory that reclaim cannot take. A little more, and an OOM kill comes.",
+    "thrash": (
+        "Files that it needs are thrown out of memory and read again, over and over: the limit is too small for its "
+        "work."
+    ),
+    "cache-pressure": (
+        "The limit is full of page cache, and freeing that holds its threads up: stalls, but no danger of a "
+        "kill."
+    ),
+    "node-squeezed": "The whole machine is short of memory: whoever allocates has to reclaim, whatever its own limit.",
+    "healthy-cache": "At the limit, and healthy: it is page cache, which goes when somebody needs the memory.",
+    "healthy": "Nothing to worry about.",
+    "unknown": "Too little can be read here to tell.",
+}
+"""Verdict to what it says, the gravest first: the first that fits is told, others that fit beside it."""
+
+_MUCH: Final = 0.25  # of a limit: what is less does not explain that it is full
+_FULL: Final = 0.9
+"""Share of the limit that neither reclaim nor swap can take, from which on little is left: of the rest some is always in use."""
+_SOON_S: Final = 600.0
+"""A straight line further into the future than ten minutes, drawn from a few seconds, says nothing."""
+_GROWS_RATIO: Final = 0.0005
+"""Of the limit in a second: less is what any heap does while it breathes."""
+_STORM_BYTES_PER_S: Final = 1 << 20  # 256 pages a second, some percent of a thread's time with zram and all of it with a disk
+_PRESSED: Final = 0.005  # PSI `some`: a two-hundredth of the time in which somebody waits; a calm service has 0
+
+_NO_WORRY: Final = {"healthy", "healthy-cache"}
+_WATCH: Final = {"cache-pressure", "tmpfs-leak", "dirty-backlog", "kernel-memory", "throttled", "unknown"}
+"""They make it slow; where next to nothing is left to reclaim, they end in a kill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to think of it.
+
+    Attributes:
+        name: A key of `VERDICTS`.
+        worry: "no", "watch" (slow, or near the edge) or "yes" (it fails, or soon will).
+        says: In a sentence.
+        because: The numbers that led to it: what, and how much.
+        also: Other verdicts that fit.
+        advice: What to do.
+    """
+
+    name: str
+    worry: str
+    says: str
+    because: tuple[tuple[str, str], ...]
+    also: tuple[str, ...]
+    advice: tuple[Advice, ...]
+
+
+def judge(snapshot: Snapshot, makeup: Makeup, edge: Edge, outcome: Outcome) -> Verdict:
+    """Find the verdict."""
+    facts = _Facts(snapshot, makeup, edge, outcome)
+    fits = [name for name in VERDICTS if name not in _NO_WORRY | {"unknown"} and _RULES[name](facts)]
+    if not fits:
+        known = snapshot.group.usage_bytes is not None and makeup.at_once_bytes is not None
+        fits = [("healthy-cache" if facts.at_limit else "healthy") if known else "unknown"]
+    name = fits[0]
+    worry = "no" if name in _NO_WORRY else "watch" if name in _WATCH and facts.stuck < _FULL else "yes"
+    return Verdict(name, worry, VERDICTS[name], tuple(facts.numbers()), tuple(fits[1:]), advice(name, snapshot, edge))
+
+
+class _Facts:
+    """What the rules ask for; what is not known counts as not so."""
+
+    def __init__(self, snapshot: Snapshot, makeup: Makeup, edge: Edge, outcome: Outcome) -> None:
+        self.snapshot, self.makeup, self.edge, self.outcome = snapshot, makeup, edge, outcome
+        self.seconds = snapshot.meanwhile.seconds if snapshot.meanwhile else 0.0
+        self.limit = edge.first.limit_bytes if edge.first else snapshot.node.meminfo.get("MemTotal", 0)
+        self.part = {part.name: part.part_bytes for part in makeup.parts}
+        self.hits = self._hits(snapshot.group.name)
+        self.hits_above = sum(self._hits(group.name) for group in snapshot.levels[1:])
+        self.at_limit = edge.near or self.hits > 0 or (self.pressed and self._used() >= _FULL)
+
+    def _used(self) -> float:
+        first = self.edge.first
+        return 0.0 if first is None or first.used_bytes is None else first.used_bytes / max(1, first.limit_bytes)
+
+    def _hits(self, name: str) -> int:
+        meanwhile = self.snapshot.meanwhile
+        return meanwhile.events.get(name, {}).get("max", 0) if meanwhile else 0
+
+    def much(self, count: int | None) -> bool:
+        """Whether something explains a full limit."""
+        return bool(self.limit) and (count or 0) >= _MUCH * self.limit
+
+    @property
+    def stuck(self) -> float:
+        """Share of the limit that neither reclaim nor swap can take."""
+        swap = min(self.outcome.swap_left_bytes or 0, self.makeup.to_swap_bytes or 0)
+        return max(0.0, (self.edge.unreclaimable_ratio or 0.0) - (swap / self.limit if self.limit else 0.0))
+
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody was held: by stalls that were seen, else by PSI's last 10 s."""
+        meanwhile = self.snapshot.meanwhile
+        if meanwhile is not None and meanwhile.stalls is not None:
+            return meanwhile.stalls.count > 0
+        return self.snapshot.pressure.get("some", (0.0,))[0] >= _PRESSED
+
+    @property
+    def grows(self) -> bool:
+        """Whether memory without a file grows, so that a kill is near."""
+        growth = self.snapshot.meanwhile.anon_growth_bytes_per_s if self.snapshot.meanwhile else None
+        ahead = self.edge.seconds_to_kill
+        return growth is not None and ahead is not None and growth >= _GROWS_RATIO * self.limit and ahead <= _SOON_S
+
+    def moved(self, *names: str, node: bool = False) -> float:
+        """Bytes a second by which counters of pages rose: the group's where it has them, of the machine where asked."""
+        meanwhile = self.snapshot.meanwhile
+        if meanwhile is None or not self.seconds:
+            return 0.0
+        counters = meanwhile.vmstat if node else meanwhile.stat
+        return sum(counters.get(name, 0) for name in names) * self.snapshot.node.page_bytes / self.seconds
+
+    @property
+    def swapped_in(self) -> float:
+        """Bytes a second that came back from swap: the group's (6.14), or what refaulted of its anonymous memory."""
+        return max(self.moved("pswpin"), self.moved("workingset_refault_anon"))
+
+    @property
+    def node_stalls(self) -> int:
+        """How often somebody on the machine had to reclaim for the whole of it."""
+        meanwhile = self.snapshot.meanwhile
+        moved = meanwhile.vmstat if meanwhile else {}
+        return sum(count for name, count in moved.items() if name.startswith("allocstall"))
+
+    def numbers(self) -> Iterator[tuple[str, str]]:
+        """The figures that it rests on."""
+        group, first = self.snapshot.group, self.edge.first
+        if group.usage_bytes is not None:
+            of = "" if first is None else f" of {size(first.limit_bytes)}"
+            yield "usage", f"{size(group.usage_bytes if first is None else first.used_bytes)}{of}"
+        if self.edge.unreclaimable_ratio is not None:
+            yield "cannot be reclaimed at once", f"{share(self.edge.unreclaimable_ratio)} of the limit"
+        if self.outcome.swap_left_bytes is not None:
+            yield "may still be swapped", size(self.outcome.swap_left_bytes)
+        if self.snapshot.meanwhile is not None:
+            yield "growth", f"{size(self.edge.growth_bytes_per_s, sign=True)}/s"
+            yield "stalls", stalls_seen(self.snapshot).rstrip(".")
+        if self.edge.seconds_to_kill is not None and self.grows:
+            yield "to an OOM kill at that pace", span(self.edge.seconds_to_kill * 1e9)
+        if some := self.snapshot.pressure.get("some"):
+            yield "memory pressure (PSI some)", f"{share(some[0])} of the last 10 s, {share(some[2])} of the last 5 min"
+        if self.swapped_in:
+            yield "back from swap", f"{size(self.swapped_in)}/s"
+        if self.node_stalls:
+            yield "direct reclaim on the machine", f"{number(self.node_stalls)} times"
+
+
+def _node_is_short(facts: _Facts) -> bool:
+    zones = facts.snapshot.node.zones
+    below = bool(zones) and sum(zone.free_bytes for zone in zones) < sum(zone.low_bytes for zone in zones)
+    return facts.node_stalls > 0 or below
+
+
+_RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
+    "hung": lambda facts: bool(
+        facts.snapshot.group.others.get("oom_kill_disable") and facts.snapshot.group.others.get("under_oom")
+    ),
+    "tmpfs-leak": lambda facts: facts.much(facts.part.get("shmem")) and (facts.stuck >= _FULL or facts.at_limit),
+    "growth": lambda facts: facts.grows,
+    "swap-storm": lambda facts: facts.swapped_in >= _STORM_BYTES_PER_S,
+    "throttled": lambda facts: facts.edge.near and facts.edge.first is not None and facts.edge.first.kind == "high",
+    "parent-squeezed": lambda facts: (
+        facts.edge.first is not None
+        and facts.edge.first.group != facts.snapshot.group.name
+        and (facts.edge.near or facts.hits_above > 0)
+    ),
+    "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.makeup.after_writeback_bytes),
+    "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,
+    "full": lambda facts: facts.stuck >= _FULL,
+    "thrash": lambda facts: facts.at_limit and facts.pressed and facts.moved("workingset_refault_file") >= _STORM_BYTES_PER_S,
+    "cache-pressure": lambda facts: facts.at_limit and facts.pressed,
+    "node-squeezed": _node_is_short,
+}
