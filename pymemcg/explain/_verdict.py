@@ -28,12 +28,10 @@ VERDICTS: Final = {
     "kernel-memory": "The kernel's own memory for it (files' names, page tables, threads, sockets) takes up much of the limit.",
     "full": "Nearly all of the limit is memory that reclaim cannot take. A little more, and an OOM kill comes.",
     "thrash": (
-        "Files that it needs are thrown out of memory and read again, over and over: the limit is too small for its "
-        "work."
+        "Files that it needs are thrown out of memory and read again, over and over: the limit is too small for its work."
     ),
     "cache-pressure": (
-        "The limit is full of page cache, and freeing that holds its threads up: stalls, but no danger of a "
-        "kill."
+        "The limit is full of page cache, and freeing that holds its threads up: stalls, but no danger of a kill."
     ),
     "node-squeezed": "The whole machine is short of memory: whoever allocates has to reclaim, whatever its own limit.",
     "healthy-cache": "At the limit, and healthy: it is page cache, which goes when somebody needs the memory.",
