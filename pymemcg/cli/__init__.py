@@ -25,7 +25,21 @@ from pymemcg.errors import MemcgError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMANDS = ("doctor", "watch", "stalls", "run", "record", "report", "postmortem", "oom", "export", "fleet", "demo", "bench")
+COMMANDS = (
+    "doctor",
+    "watch",
+    "stalls",
+    "run",
+    "record",
+    "report",
+    "postmortem",
+    "oom",
+    "explain",
+    "export",
+    "fleet",
+    "demo",
+    "bench",
+)
 
 
 class Command(Protocol):

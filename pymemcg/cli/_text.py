@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from pymemcg._words import plain
@@ -47,13 +47,14 @@ def spark(values: Sequence[float], low: float, high: float) -> str:
     return "".join(map(drawn, values))
 
 
-def aligned(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: str = "  ") -> str:
-    """Rows as columns, the first to the left and the others to the right."""
+def aligned(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: str = "  ", left: Collection[int] = (0,)) -> str:
+    """Rows as columns, some to the left and the others, which are numbers, to the right."""
     table = [list(map(plain, row)) for row in rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = (
         gap.join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
     )

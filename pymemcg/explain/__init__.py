@@ -11,6 +11,7 @@ from typing import Any
 
 from pymemcg.explain._edge import Edge, edge
 from pymemcg.explain._makeup import Makeup, makeup
+from pymemcg.explain._node import Machine, machine
 from pymemcg.explain._outcome import Outcome, outcome
 from pymemcg.explain._snapshot import Meanwhile, Snapshot
 from pymemcg.explain._take import notes, take
@@ -32,6 +33,7 @@ class Explanation:
         makeup: What it is made of.
         edge: How far it is to the edge.
         outcome: What happens there.
+        machine: The node.
     """
 
     snapshot: Snapshot
@@ -40,6 +42,7 @@ class Explanation:
     makeup: Makeup
     edge: Edge
     outcome: Outcome
+    machine: Machine
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, as for JSON; the zones and neighbours as they are in the snapshot."""
@@ -50,4 +53,4 @@ def explain(snapshot: Snapshot) -> Explanation:
     """Explain a snapshot. Pure: safe to call from any thread."""
     made, ahead = makeup(snapshot), edge(snapshot)
     then = outcome(snapshot, ahead)
-    return Explanation(snapshot, judge(snapshot, made, ahead, then), tools(snapshot), made, ahead, then)
+    return Explanation(snapshot, judge(snapshot, made, ahead, then), tools(snapshot), made, ahead, then, machine(snapshot))

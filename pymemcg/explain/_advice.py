@@ -100,6 +100,7 @@ def _overcommit(snapshot: Snapshot, edge: Edge) -> Advice:
 
 
 _ALL: Final[dict[str, _Make]] = {
+    "fine": _plain("Nothing.", "`pymemcg watch` shows it live, and tells when that changes."),
     "nothing": _plain("Nothing.", "Page cache that fills a limit is memory that does something until somebody needs it."),
     "alert": _plain(
         "Alert on the working set against the limit, or on stalls and memory pressure (PSI), not on usage.",
@@ -219,6 +220,6 @@ _FOR: Final[dict[str, tuple[str, ...]]] = {
     "thrash": ("room", "split", "stream", "protect"),
     "cache-pressure": ("stream", "split", "room", "reclaim", "alert", "drop_caches"),
     "healthy-cache": ("nothing", "alert", "reclaim", "drop_caches"),
-    "healthy": ("nothing",),
+    "healthy": ("fine",),
     "unknown": ("alert",),
 }

@@ -204,6 +204,10 @@ def stalls_seen(snapshot: Snapshot) -> str:
 
 def _stalls(seen: StallsSeen) -> str:
     harmless = f"{span(seen.harmless_ns)} went into reclaim that held nobody for a millisecond" if seen.harmless_ns else ""
+    if not seen.count and seen.unknown:
+        return (
+            f"reclaim at the limit was noticed {number(seen.unknown)} times; for how long that held threads cannot be seen here"
+        )
     if not seen.count:
         return f"no thread was held for a millisecond or longer{f', and {harmless}' if harmless else ''}"
     causes = ", ".join(f"{cause} {number(count)}" for cause, count in seen.causes.items())

@@ -153,6 +153,7 @@ class StallsSeen:
         stall_ns: Their time in all, ns; None where no evidence tells durations.
         worst_ns: The longest, ns; likewise.
         causes: Cause to how many.
+        unknown: Records that say only that reclaim happened, not for how long; not in `count`.
         evidence: What told them: "trace", "psi", "counters".
         harmless_ns: Time in reclaim that held nobody for a millisecond, ns.
     """
@@ -161,6 +162,7 @@ class StallsSeen:
     stall_ns: int | None
     worst_ns: int | None
     causes: Mapping[str, int]
+    unknown: int
     evidence: tuple[str, ...]
     harmless_ns: int | None
 

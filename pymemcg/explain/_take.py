@@ -155,37 +155,55 @@ def _cgroup_path(tree: Tree, target: Target) -> str:
 # ---- Groups --------------------------------------------------------------------------------------------------------
 
 
+def read_usage(tree: Tree, at: str, version: int) -> int | None:
+    """The usage of the group in a directory."""
+    return tree.number(f"{at}/{'memory.usage_in_bytes' if version == 1 else 'memory.current'}")
+
+
+def read_limit(tree: Tree, at: str, version: int, kind: str = "max") -> int | None:
+    """Its limit; None where it has none."""
+    limit = tree.number(f"{at}/{(_LIMITS[version] | _BOTH_LIMITS)[kind]}")
+    return None if limit is None or limit >= _UNLIMITED else limit
+
+
+def read_events(tree: Tree, at: str, version: int) -> dict[str, int]:
+    """How often what happened, under v2's names."""
+    if version == 2:
+        return tree.keyed(f"{at}/memory.events")
+    hits, kills = tree.number(f"{at}/memory.failcnt"), tree.keyed(f"{at}/memory.oom_control").get("oom_kill")
+    return {name: count for name, count in (("max", hits), ("oom_kill", kills)) if count is not None}
+
+
+def read_stat(tree: Tree, at: str, version: int) -> dict[str, int]:
+    """Its memory.stat with that of all groups below, under the common names."""
+    raw = tree.keyed(f"{at}/memory.stat")
+    return {field.name: raw[field.key] for field in stat_fields(raw, version)}
+
+
 def _group(tree: Tree, level: Level, version: int) -> Group:
     at = level.directory
     names = _LIMITS[version] | (_BOTH_LIMITS if version == 2 or "high" in level.files else {})
     limits = {}
     for name, file in names.items():
-        text = (tree.text(f"{at}/{file}") or "").strip()
-        if text == "max" or text.isdecimal():
-            limits[name] = None if text == "max" or int(text) >= _UNLIMITED else int(text)
+        if tree.text(f"{at}/{file}") is not None:
+            limits[name] = read_limit(tree, at, version, name)
     raw = tree.keyed(f"{at}/memory.stat")
     others = {name: tree.number(f"{at}/{file}") for name, file in (_OTHERS[version] | _watermarks(tree, at)).items()}
     if version == 1:
         control = tree.keyed(f"{at}/memory.oom_control")
         others |= {name: control.get(name) for name in ("oom_kill_disable", "under_oom")}
-        hits = tree.number(f"{at}/memory.failcnt")
-        events = {"max": hits} if hits is not None else {}
-        events |= {"oom_kill": control["oom_kill"]} if "oom_kill" in control else {}
         tree.text(f"{at}/memory.use_hierarchy")
     else:
-        events = tree.keyed(f"{at}/memory.events")
-        if events:  # where ancestors' hits are told apart from those below them
-            tree.text(f"{at}/memory.events.local")
-        tree.text(f"{at}/cgroup.events")
+        tree.text(f"{at}/cgroup.events")  # the root alone has none
     return Group(
         name=level.name,
         directory=tree.inside(at),
-        usage_bytes=tree.number(f"{at}/{'memory.usage_in_bytes' if version == 1 else 'memory.current'}"),
+        usage_bytes=read_usage(tree, at, version),
         peak_bytes=tree.number(f"{at}/{'memory.max_usage_in_bytes' if version == 1 else 'memory.peak'}"),
         limits=limits,
         others={name: value for name, value in others.items() if value is not None},
-        events=events,
-        stat={field.name: raw[field.key] for field in stat_fields(raw, version)},
+        events=read_events(tree, at, version),
+        stat=read_stat(tree, at, version),
         own_stat={key: value for key, value in raw.items() if not key.startswith("total_")} if version == 1 else {},
         controlled=bool(level.files),
         groups_below=None,

@@ -42,7 +42,8 @@ VERDICTS: Final = {
 
 _MUCH: Final = 0.25  # of a limit: what is less does not explain that it is full
 _FULL: Final = 0.9
-"""Share of the limit that neither reclaim nor swap can take, from which on little is left: of the rest some is always in use."""
+"""Share of the limit that neither reclaim nor swap can take, from which on little is left: some of the rest is always "
+"in use."""
 _SOON_S: Final = 600.0
 """A straight line further into the future than ten minutes, drawn from a few seconds, says nothing."""
 _GROWS_RATIO: Final = 0.0005

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explain a group's memory: why it is at its limit, which tool is right, what happens next, and what to do.
+
+It watches for 3 s how memory moves and whether threads are held, then reads everything once. Seven parts: the verdict, who says
+what, what it is made of, how far it is to the edge, what happens there, the node, and Kubernetes where there is one.
+
+--save hands on what it read, so that somebody without access to this machine can explain it there with --root: files of the
+group, of its neighbours and of the machine, and of each process its name and sizes, but no command line and no environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from pymemcg._words import UNKNOWN, number, plain, share, size
+from pymemcg.cli._stalls import BOLD, figure
+from pymemcg.cli._text import aligned, has_colours, painted, terminal_width, wrapped
+from pymemcg.explain import Explanation, Tree, explain, notes, opened, take
+
+if TYPE_CHECKING:
+    from pymemcg.explain._edge import Limit
+    from pymemcg.explain._outcome import Candidate
+    from pymemcg.explain._snapshot import Snapshot
+
+HELP: Final = "explain a group's memory: which tool is right, what happens at the limit, what to do"
+
+_SECONDS: Final = 3.0  # long enough for a trend and some requests, short enough to wait for
+_SHOWN: Final = 5
+_COLOURS: Final = {"no": 32, "watch": 33, "yes": 31}
+_WORRY: Final = {"no": "no need to worry", "watch": "worth a look", "yes": "worry"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.add_argument(
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="self (this process's own group; the default), pid:N, cgroup:/path, a cgroup's directory, or container:ID",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--pss", action="store_true", help="also read each process's fair share, which costs the kernel a walk")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--save", metavar="FILE.tar.gz", help="also write what was read, for --root; replaced if it exists")
+    where.add_argument("--root", metavar="TREE|FILE.tar.gz", help="explain such a collection instead of this machine")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, and say."""
+    if args.root is not None:
+        with opened(args.root) as tree:
+            told = explain(take(tree, args.target, pss=args.pss))
+    else:
+        told = explain(_look(args.target or "self", pss=args.pss, save=args.save))
+    if args.json:
+        print(json.dumps(told.to_dict()))
+    else:
+        print("\n".join(_Page(told, terminal_width(), colours=has_colours()).lines()))
+        if args.save:
+            print(f"\nWhat this rests on is in {args.save}: pymemcg explain --root {args.save}")
+    return 0
+
+
+def _look(spec: str, *, pss: bool, save: str | None) -> Snapshot:
+    from pymemcg.explain._watch import watch
+
+    tree = Tree()
+    snapshot = take(tree, spec, pss=pss, meanwhile=watch(spec, _SECONDS))
+    if save is not None:
+        tree.save(save, notes(snapshot))
+    return snapshot
+
+
+class _Page:
+    """An explanation as people read it.
+
+    Args:
+        told: What to tell.
+        width: Columns.
+        colours: Whether to use them.
+    """
+
+    def __init__(self, told: Explanation, width: int, *, colours: bool) -> None:
+        self._told, self._width, self._colours = told, width, colours
+
+    def lines(self) -> Iterator[str]:
+        """All of it."""
+        told, snapshot = self._told, self._told.snapshot
+        yield self._bold(f"{snapshot.group.directory} (cgroup v{snapshot.version}, {snapshot.target})")
+        yield ""
+        yield from self._verdict()
+        yield from self._part("Who says what", _tools(told), told.tools.says)
+        yield from self._part("What it is made of", _makeup(told), told.makeup.says)
+        yield from self._part("How far to the edge", _limits(told), told.edge.says)
+        yield from self._part("What happens there", _candidates(told), told.outcome.says)
+        yield from self._part("The node", _zones(told), told.machine.says)
+        if snapshot.absent:
+            yield from self._part("What could not be read", "", [f"{what}: {why}" for what, why in snapshot.absent.items()])
+
+    def _bold(self, text: str) -> str:
+        return painted(text, BOLD, colours=self._colours)
+
+    def _verdict(self) -> Iterator[str]:
+        verdict = self._told.verdict
+        worry = painted(_WORRY[verdict.worry], _COLOURS[verdict.worry], colours=self._colours)
+        yield f"{self._bold(verdict.name)}: {worry}"
+        yield from wrapped(verdict.says, self._width)
+        yield ""
+        for what, text in verdict.because:
+            yield from figure(what, text, self._width, colours=False, title_width=26)
+        if verdict.also:
+            yield from figure("also fits", ", ".join(verdict.also), self._width, colours=False, title_width=26)
+        yield ""
+        yield self._bold("What to do")
+        for one in verdict.advice:
+            mark = painted("not", _COLOURS["yes"], colours=self._colours) if one.danger else " - "
+            lines = [*wrapped(one.do, self._width - 6), *wrapped(f"({one.costs})", self._width - 6)]
+            for i, line in enumerate(lines):
+                yield f"  {mark if i == 0 else '   '} {line}"
+
+    def _part(self, title: str, table: str, says: Iterable[str]) -> Iterator[str]:
+        yield ""
+        yield self._bold(title)
+        if table:
+            yield table
+        for text in says:
+            yield from (("  " if i else "· ") + line for i, line in enumerate(wrapped(plain(text), self._width - 2)))
+
+
+def _tools(told: Explanation) -> str:
+    rows = [(one.tool, one.figure, size(one.shown_bytes), one.formula) for one in told.tools.shown]
+    return aligned(rows, left=(0, 1, 3))
+
+
+def _makeup(told: Explanation) -> str:
+    usage = told.makeup.usage_bytes
+    rows = []
+    for part in told.makeup.parts:
+        of = UNKNOWN if not usage or part.within else share(part.part_bytes / usage)
+        rows.append((f"{'  ' if part.within else ''}{part.name}", size(part.part_bytes), "" if part.within else of, part.means))
+    return aligned(rows, left=(0, 3)) if rows else ""
+
+
+def _limits(told: Explanation) -> str:
+    if not told.edge.limits:
+        return ""
+    return aligned([_LIMIT_TITLES, *map(_limit, told.edge.limits)], left=(0, 1, 6))
+
+
+_LIMIT_TITLES: Final = ("group", "kind", "limit", "used", "left", "reclaimable", "what it does")
+
+
+def _limit(one: Limit) -> tuple[str, ...]:
+    figures = (one.limit_bytes, one.used_bytes, one.left_bytes, one.reclaimable_bytes)
+    return one.group, one.kind, *map(size, figures), one.does
+
+
+_ZONE_TITLES: Final = ("zone", "free", "min", "low", "high", "of")
+
+
+def _zones(told: Explanation) -> str:
+    rows = []
+    for zone in told.snapshot.node.zones:
+        figures = (zone.free_bytes, zone.min_bytes, zone.low_bytes, zone.high_bytes, zone.managed_bytes)
+        rows.append((f"{zone.name} of node {zone.node}", *map(size, figures)))
+    return aligned([_ZONE_TITLES, *rows]) if rows else ""
+
+
+_CANDIDATE_TITLES: Final = ("process", "pid", "badness", "resident", "swap", "page tables", "oom_score_adj")
+
+
+def _candidates(told: Explanation) -> str:
+    every = told.outcome.candidates
+    if not every:
+        return ""
+    table = aligned([_CANDIDATE_TITLES, *map(_candidate, every[:_SHOWN])])
+    return table if len(every) <= _SHOWN else f"{table}\n  and {number(len(every) - _SHOWN)} more"
+
+
+def _candidate(one: Candidate) -> tuple[str, ...]:
+    badness = "never" if one.badness_bytes is None else size(one.badness_bytes)
+    figures = (one.rss_bytes, one.swap_bytes, one.pgtables_bytes)
+    return one.name, str(one.pid), badness, *map(size, figures), str(one.oom_score_adj)
