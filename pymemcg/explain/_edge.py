@@ -119,15 +119,15 @@ def _limits(group: Group, growth: float | None) -> Iterator[Limit]:
 
 
 def _seconds_to_kill(snapshot: Snapshot, limits: tuple[Limit, ...]) -> float | None:
-    growth = snapshot.meanwhile.anon_growth_bytes_per_s if snapshot.meanwhile else None
-    if growth is None or growth <= 0:
+    meanwhile = snapshot.meanwhile
+    if meanwhile is None or not meanwhile.anon_grows or not meanwhile.anon_growth_bytes_per_s:
         return None
     room = [
         limit.limit_bytes - (limit.used_bytes - limit.reclaimable_bytes)
         for limit in limits
         if limit.kind in _STOPS and limit.used_bytes is not None and limit.reclaimable_bytes is not None
     ]
-    return max(0, min(room)) / growth if room else None
+    return max(0, min(room)) / meanwhile.anon_growth_bytes_per_s if room else None
 
 
 # ---- In words ------------------------------------------------------------------------------------------------------

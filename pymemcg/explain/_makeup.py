@@ -89,7 +89,7 @@ def makeup(snapshot: Snapshot) -> Makeup:
         parts.append(Part("the rest", rest, _REST if known_kernel else _REST_V1))
     stat = group.stat
     stat = group.stat
-    gone = (at_once(group), _sum(stat.get("file_dirty"), stat.get("file_writeback")), _to_swap(group))
+    gone = (at_once(group), unwritten(stat), _to_swap(group))
     taken = _sum(*gone)
     told = Makeup(
         usage_bytes=usage,
@@ -122,6 +122,11 @@ def at_once(group: Group) -> int | None:
     if lists is None:
         return None
     return max(0, lists - stat.get("file_dirty", 0) - stat.get("file_writeback", 0)) + stat.get("slab_reclaimable", 0)
+
+
+def unwritten(stat: Mapping[str, int]) -> int | None:
+    """What has to be written to a disk before it can go: dirty pages, and those that are being written."""
+    return _sum(stat.get("file_dirty"), stat.get("file_writeback"))
 
 
 def _to_swap(group: Group) -> int | None:

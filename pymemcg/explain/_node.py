@@ -181,7 +181,7 @@ def _reclaim(snapshot: Snapshot, told: Machine) -> Iterator[str]:
     elif told.kswapd:
         yield "In the seconds before, kswapd reclaimed in the background, and nobody else had to."
     elif told.kswapd is not None:
-        yield "In the seconds before, nothing was reclaimed for the machine as a whole: if anything is short, it is a group's limit."
+        yield "In the seconds before, nothing was reclaimed for the machine as a whole: what is short, if anything, is a group."
 
 
 def _zone(zone: Zone) -> str:

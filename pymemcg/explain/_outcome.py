@@ -159,7 +159,15 @@ def _says(snapshot: Snapshot, edge: Edge, told: Outcome) -> Iterator[str]:
         yield "Where that finds nothing, the kernel kills one process: the largest, as oom_score_adj shifts it."
     yield from _victim(snapshot, edge, told)
     if told.kills:
-        yield f"The group's kernel counter says {number(told.kills)} OOM kill{'s' if told.kills > 1 else ''} so far."
+        yield f"The group's counter says {number(told.kills)} OOM kill{'s' if told.kills > 1 else ''} so far.{_last(snapshot)}"
+
+
+def _last(snapshot: Snapshot) -> str:
+    if not snapshot.kills:
+        return ""
+    last = snapshot.kills[-1]
+    whose = f" of {last.oom_memcg}" if last.oom_memcg else ""
+    return f" The last in the kernel's log: {last.name} (pid {last.pid}), cause {last.cause}{whose}; `pymemcg oom` tells more."
 
 
 def _swap(told: Outcome) -> str:

@@ -174,7 +174,9 @@ class Meanwhile:
     Attributes:
         seconds: How long they were.
         growth_bytes_per_s: Trend of the group's usage (Theil-Sen: the median slope of all pairs of readings).
-        anon_growth_bytes_per_s: Of its anonymous memory and shmem, between its two ends.
+        anon_growth_bytes_per_s: Likewise of its anonymous memory and shmem.
+        anon_grows: Whether these grew all the time, and did not only breathe; None where there were too few readings.
+        most_dirty_bytes: The most of it that was still to be written to a disk.
         events: Level's name to how often each event of it happened: "max", "high", "oom_kill".
         stat: What of memory.stat moved, by its own names.
         vmstat: What of /proc/vmstat moved.
@@ -185,11 +187,34 @@ class Meanwhile:
     seconds: float
     growth_bytes_per_s: float | None
     anon_growth_bytes_per_s: float | None
+    anon_grows: bool | None
+    most_dirty_bytes: int | None
     events: Mapping[str, Mapping[str, int]]
     stat: Mapping[str, int]
     vmstat: Mapping[str, int]
     stalls: StallsSeen | None
     why_no_stalls: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedKill:
+    """An OOM kill in the group, by the kernel's log; `pymemcg oom` tells all of it.
+
+    Attributes:
+        cause: As in `pymemcg.oom`.
+        pid: The victim's, as the host counts.
+        name: Its name.
+        oom_memcg: The group whose limit it was.
+        task_memcg: The victim's group.
+        seconds: When, since boot.
+    """
+
+    cause: str
+    pid: int
+    name: str
+    oom_memcg: str | None
+    task_memcg: str | None
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +234,7 @@ class Snapshot:
         neighbours: Groups beside each level, where they can be seen.
         cgroup_path: The group's path as /proc/PID/cgroup has it, where a process was asked for; else its name.
         meanwhile: The seconds before, or None where nobody waited.
+        kills: OOM kills in the group that the kernel's log has, the newest last; looked for only where its counter says so.
         taken_realtime_ns: When, ns since the epoch; None in a tree that does not say.
         absent: What could not be read, and why.
     """
@@ -225,6 +251,7 @@ class Snapshot:
     neighbours: tuple[Neighbour, ...]
     cgroup_path: str
     meanwhile: Meanwhile | None
+    kills: tuple[LoggedKill, ...]
     taken_realtime_ns: int | None
     absent: Mapping[str, str] = field(default_factory=dict)
 

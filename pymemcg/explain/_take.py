@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.cgroup import Level, Target, resolve
+from pymemcg.explain._logged import logged_kills
 from pymemcg.explain._neighbours import neighbours
-from pymemcg.explain._snapshot import Group, Meanwhile, Node, Process, Snapshot, StallsSeen, Zone
+from pymemcg.explain._snapshot import Group, LoggedKill, Meanwhile, Node, Process, Snapshot, StallsSeen, Zone
 from pymemcg.schema import stat_fields
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
     levels = (dataclasses.replace(levels[0], groups_below=below), *levels[1:])
     found = [_process(tree, pid, page, pss=pss) for pid in pids if pid]
     processes = sorted(filter(None, found), key=lambda one: one.rss_bytes, reverse=True)
+    path = _cgroup_path(tree, target)
+    kills, unread = tuple(LoggedKill(**noted) for noted in tree.notes.get("kills", ())), None
+    if tree.here and levels[0].events.get("oom_kill"):
+        kills, unread = logged_kills([path])
     scope = target.pressure_scope == "group" and target.pressure_file
     told = neighbours(tree, target, lambda level: _group(tree, level, target.version))
     return Snapshot(
@@ -107,10 +112,12 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
         node=_node(tree, page),
         pressure=_pressure(tree.text(target.pressure_file)) if scope and target.pressure_file else {},
         neighbours=tuple(told),
-        cgroup_path=_cgroup_path(tree, target),
+        cgroup_path=path,
         meanwhile=meanwhile or _noted_meanwhile(tree.notes.get("meanwhile")),
+        kills=kills,
         taken_realtime_ns=time.time_ns() if tree.here else tree.notes.get("taken_realtime_ns"),
-        absent={what: why for what, why in {**target.absent, **tree.absent}.items() if what in _TOLD_ABSENT},
+        absent=({"the kernel's log": unread} if unread else {})
+        | {what: why for what, why in {**target.absent, **tree.absent}.items() if what in _TOLD_ABSENT},
     )
 
 
@@ -120,6 +127,7 @@ def notes(snapshot: Snapshot) -> dict[str, Any]:
         "target": snapshot.target,
         "taken_realtime_ns": snapshot.taken_realtime_ns,
         "page_bytes": snapshot.node.page_bytes,
+        "kills": [dataclasses.asdict(kill) for kill in snapshot.kills],
         "meanwhile": dataclasses.asdict(snapshot.meanwhile) if snapshot.meanwhile else None,
     }
 

@@ -34,7 +34,7 @@ VERDICTS: Final = {
         "The limit is full of page cache, and freeing that holds its threads up: stalls, but no danger of a kill."
     ),
     "node-squeezed": "The whole machine is short of memory: whoever allocates has to reclaim, whatever its own limit.",
-    "healthy-cache": "At the limit, and healthy: it is page cache, which goes when somebody needs the memory.",
+    "healthy-cache": "At or near its limit, and healthy: it is page cache, which goes when somebody needs the memory.",
     "healthy": "Nothing to worry about.",
     "unknown": "Too little can be read here to tell.",
 }
@@ -83,7 +83,8 @@ def judge(snapshot: Snapshot, makeup: Makeup, edge: Edge, outcome: Outcome) -> V
     fits = [name for name in VERDICTS if name not in _NO_WORRY | {"unknown"} and _RULES[name](facts)]
     if not fits:
         known = snapshot.group.usage_bytes is not None and makeup.at_once_bytes is not None
-        fits = [("healthy-cache" if facts.at_limit else "healthy") if known else "unknown"]
+        full = facts.at_limit or facts.used >= _FULL
+        fits = [("healthy-cache" if full else "healthy") if known else "unknown"]
     name = fits[0]
     worry = "no" if name in _NO_WORRY else "watch" if name in _WATCH and facts.stuck < _FULL else "yes"
     return Verdict(name, worry, VERDICTS[name], tuple(facts.numbers()), tuple(fits[1:]), advice(name, snapshot, edge))
@@ -99,9 +100,11 @@ class _Facts:
         self.part = {part.name: part.part_bytes for part in makeup.parts}
         self.hits = self._hits(snapshot.group.name)
         self.hits_above = sum(self._hits(group.name) for group in snapshot.levels[1:])
-        self.at_limit = edge.near or self.hits > 0 or (self.pressed and self._used() >= _FULL)
+        self.at_limit = edge.near or self.hits > 0 or (self.pressed and self.used >= _FULL)
 
-    def _used(self) -> float:
+    @property
+    def used(self) -> float:
+        """Of the first limit."""
         first = self.edge.first
         return 0.0 if first is None or first.used_bytes is None else first.used_bytes / max(1, first.limit_bytes)
 
@@ -112,6 +115,13 @@ class _Facts:
     def much(self, count: int | None) -> bool:
         """Whether something explains a full limit."""
         return bool(self.limit) and (count or 0) >= _MUCH * self.limit
+
+    @property
+    def dirty(self) -> int:
+        """The most that waited to be written: it comes and goes."""
+        meanwhile = self.snapshot.meanwhile
+        seen = meanwhile.most_dirty_bytes if meanwhile else None
+        return max(seen or 0, self.makeup.after_writeback_bytes or 0)
 
     @property
     def stuck(self) -> float:
@@ -130,8 +140,8 @@ class _Facts:
     @property
     def grows(self) -> bool:
         """Whether memory without a file grows, so that a kill is near."""
-        growth = self.snapshot.meanwhile.anon_growth_bytes_per_s if self.snapshot.meanwhile else None
-        ahead = self.edge.seconds_to_kill
+        meanwhile, ahead = self.snapshot.meanwhile, self.edge.seconds_to_kill
+        growth = meanwhile.anon_growth_bytes_per_s if meanwhile else None
         return growth is not None and ahead is not None and growth >= _GROWS_RATIO * self.limit and ahead <= _SOON_S
 
     def moved(self, *names: str, node: bool = False) -> float:
@@ -171,6 +181,8 @@ class _Facts:
             yield "to an OOM kill at that pace", span(self.edge.seconds_to_kill * 1e9)
         if some := self.snapshot.pressure.get("some"):
             yield "memory pressure (PSI some)", f"{share(some[0])} of the last 10 s, {share(some[2])} of the last 5 min"
+        if self.dirty:
+            yield "to be written to a disk", f"{size(self.dirty)} at most"
         if self.swapped_in:
             yield "back from swap", f"{size(self.swapped_in)}/s"
         if self.node_stalls:
@@ -196,7 +208,7 @@ _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
         and facts.edge.first.group != facts.snapshot.group.name
         and (facts.edge.near or facts.hits_above > 0)
     ),
-    "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.makeup.after_writeback_bytes),
+    "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.dirty),
     "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,
     "full": lambda facts: facts.stuck >= _FULL,
     "thrash": lambda facts: facts.at_limit and facts.pressed and facts.moved("workingset_refault_file") >= _STORM_BYTES_PER_S,

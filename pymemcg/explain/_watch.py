@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymemcg.cgroup import Target, resolve
 from pymemcg.errors import MemcgError
+from pymemcg.explain._makeup import unwritten
 from pymemcg.explain._snapshot import Meanwhile, StallsSeen
 from pymemcg.explain._take import read_events, read_stat, read_usage
 from pymemcg.explain._tree import Tree
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from pymemcg._stall import Stall
 
 _LOOK_S: Final = 0.1
+_STAT_EACH: Final = 3  # looks
 _SAMPLERS_BYTES: Final = 64 << 20
-"""Room that our own group must have for a sampler in it: with numpy that takes some 20 MiB, and nobody who watches a group may be
-the one who fills it."""
+"""Room that our own group must have for a sampler in it: with numpy that takes some 20 MiB, and watching must not fill it."""
 
 
 def watch(spec: str, seconds: float) -> Meanwhile:
@@ -37,18 +38,24 @@ def watch(spec: str, seconds: float) -> Meanwhile:
     target = resolve(spec)
     first, begun = _Ends(target), time.monotonic()
     usage: list[tuple[float, int]] = []
+    anon: list[tuple[float, int]] = []
+    dirty: list[tuple[float, int]] = []
     with _sampled(target) as seen:
         while (now := time.monotonic() - begun) < seconds:
-            bytes_now = read_usage(Tree(), target.levels[0].directory, target.version)
-            if bytes_now is not None:
-                usage.append((now, bytes_now))
+            tree = Tree()
+            _add(usage, now, read_usage(tree, target.directory, target.version))
+            if len(usage) % _STAT_EACH == 1:  # it takes locks of the kernel's
+                stat = read_stat(tree, target.directory, target.version)
+                _add(anon, now, anonymous(stat))
+                _add(dirty, now, unwritten(stat))
             time.sleep(min(_LOOK_S, max(0.0, seconds - now)))
     last, lasted = _Ends(resolve(spec)), time.monotonic() - begun
-    anon = [end.anon for end in (first, last)]
     return Meanwhile(
         seconds=lasted,
         growth_bytes_per_s=trend(usage),
-        anon_growth_bytes_per_s=None if anon[0] is None or anon[1] is None else (anon[1] - anon[0]) / lasted,
+        anon_growth_bytes_per_s=trend(anon),
+        anon_grows=grows([count for _, count in anon]),
+        most_dirty_bytes=max((count for _, count in dirty), default=None),
         events={name: moved(events, last.events.get(name, {})) for name, events in first.events.items()},
         stat=moved({name: count for name, count in first.stat.items() if _counts(name)}, last.stat),
         vmstat=moved({name: count for name, count in first.vmstat.items() if _counts(name)}, last.vmstat),
@@ -70,8 +77,22 @@ class _Ends:
             if i and target.version == 2:  # what happened to groups below an ancestor is no news of its own limit
                 events = tree.keyed(f"{level.directory}/memory.events.local") or events
             self.events[level.name] = events
-        shmem = self.stat.get("shmem")
-        self.anon = None if shmem is None or "anon" not in self.stat else self.stat["anon"] + shmem
+
+
+def _add(points: list[tuple[float, int]], now: float, count: int | None) -> None:
+    if count is not None:
+        points.append((now, count))
+
+
+def anonymous(stat: Mapping[str, int]) -> int | None:
+    """Memory without a file: anonymous, shmem and tmpfs."""
+    return stat["anon"] + stat["shmem"] if {"anon", "shmem"} <= stat.keys() else None
+
+
+def grows(counts: list[int]) -> bool | None:
+    """Whether they grow and do not only breathe: the least of the last third is above the most of the first."""
+    third = len(counts) // 3
+    return min(counts[-third:]) > max(counts[:third]) if third else None
 
 
 _COUNTERS: Final = ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "compact_", "oom_kill", "swpin_", "swpout_")
