@@ -125,9 +125,10 @@ class _Facts:
 
     @property
     def stuck(self) -> float:
-        """Share of the limit that neither reclaim nor swap can take."""
+        """Share of the limit that neither reclaim can take, now or after writing, nor swap."""
         swap = min(self.outcome.swap_left_bytes or 0, self.makeup.to_swap_bytes or 0)
-        return max(0.0, (self.edge.unreclaimable_ratio or 0.0) - (swap / self.limit if self.limit else 0.0))
+        later = swap + (self.makeup.after_writeback_bytes or 0)
+        return max(0.0, (self.edge.unreclaimable_ratio or 0.0) - (later / self.limit if self.limit else 0.0))
 
     @property
     def pressed(self) -> bool:

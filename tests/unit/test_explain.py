@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explanations of captured kernels: figures that add up, formulas against the kernel's own results, verdicts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pymemcg.explain import VERDICTS, Meanwhile, explain, opened, take
+from pymemcg.explain._snapshot import Group, Snapshot, StallsSeen
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+KERNELS = sorted(path.name for path in DATA.iterdir() if (path / "proc").is_dir())
+MIB = 1 << 20
+
+
+def snapshot_of(kernel: str, **options: bool) -> Snapshot:
+    with opened(str(DATA / kernel)) as tree:
+        return take(tree, **options)
+
+
+@pytest.fixture(params=KERNELS)
+def snapshot(request) -> Snapshot:
+    return snapshot_of(request.param, pss=True)
+
+
+def raw(snapshot: Snapshot, name: str) -> dict[str, int]:
+    """A keyed file of the captured group, read by the test itself."""
+    [kernel] = [
+        kernel
+        for kernel in KERNELS
+        if snapshot.node.kernel in (DATA / kernel / "proc/version").read_text()
+        and (DATA / kernel / snapshot.group.directory.strip("/")).is_dir()
+    ]
+    text = (DATA / kernel / snapshot.group.directory.strip("/") / name).read_text()
+    return {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+
+
+# ---- Figures -------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_add_up_to_usage(snapshot):
+    told = explain(snapshot).makeup
+    assert sum(part.part_bytes for part in told.parts if part.within is None) == told.usage_bytes
+    if snapshot.version == 2:  # which counts the kernel's memory, too: nothing but batching is left
+        assert told.adds_up is True
+        assert abs(told.rest_bytes) <= told.batching_bytes
+    else:
+        assert told.adds_up is None
+        assert 0 <= told.rest_bytes < 2 * MIB  # page tables, slab and the stock of CPUs of one small process
+
+
+def test_parts_of_parts_are_no_larger_than_these(snapshot):
+    told = explain(snapshot).makeup
+    whole = {part.name: part.part_bytes for part in told.parts if part.within is None}
+    shmem = whole["shmem"]
+    for part in told.parts:
+        if part.within == "page cache":
+            assert part.part_bytes <= whole["page cache"] + (shmem if part.name == "file_mapped" else 0)
+        elif part.within is not None:
+            assert part.part_bytes <= whole[part.within]
+
+
+def test_what_can_and_cannot_be_reclaimed_is_all_of_it(snapshot):
+    told = explain(snapshot).makeup
+    kinds = (told.at_once_bytes, told.after_writeback_bytes, told.to_swap_bytes, told.never_bytes)
+    assert None not in kinds
+    assert sum(kinds) == pytest.approx(told.usage_bytes, abs=told.batching_bytes)
+
+
+def test_groups_are_what_resolve_finds(snapshot):
+    assert [group.name for group in snapshot.levels] == ["/pmc-parent/pmc-child", "/pmc-parent", "/"]
+    assert snapshot.group.limit_bytes == 64 * MIB
+    assert snapshot.group.events["oom_kill"] == 1
+    assert [one.name for one in snapshot.processes] == ["python3"]
+
+
+def test_the_kernels_oom_score_is_our_badness(snapshot):
+    """/proc/PID/oom_score is ``(1000 + 1000 × badness / total) × 2 / 3``, total being the machine's memory and swap."""
+    [process] = snapshot.processes
+    [candidate] = explain(snapshot).outcome.candidates
+    info, page = snapshot.node.meminfo, snapshot.node.page_bytes
+    total = (info["MemTotal"] + info["SwapTotal"]) // page
+    assert process.oom_score_adj == 0
+    expected = (1000 + candidate.badness_bytes // page * 1000 // total) * 2 // 3
+    assert abs(process.oom_score - expected) <= 1  # MemTotal is rounded, and counters were read one after the other
+
+
+def test_oom_score_adj_is_in_thousandths_of_the_limit_and_swap(snapshot):
+    [process] = snapshot.processes
+    plain, worse, never = (
+        explain(replace(snapshot, processes=(replace(process, oom_score_adj=adj),))).outcome.candidates[0]
+        for adj in (0, 500, -1000)
+    )
+    swap = snapshot.node.meminfo["SwapTotal"]
+    assert worse.badness_bytes - plain.badness_bytes == (64 * MIB + swap) * 500 // 1000
+    assert never.badness_bytes is None
+
+
+def test_who_is_never_killed_is_ranked_last(snapshot):
+    [process] = snapshot.processes
+    others = [replace(process, pid=pid, oom_score_adj=adj) for pid, adj in ((1, -1000), (2, -500), (3, 0), (4, 1000))]
+    ranked = explain(replace(snapshot, processes=tuple(others))).outcome.candidates
+    assert [one.pid for one in ranked] == [4, 3, 2, 1]
+
+
+def test_it_is_json(snapshot):
+    assert json.loads(json.dumps(explain(snapshot).to_dict()))["verdict"]["name"] in VERDICTS
+
+
+# ---- Tools: each formula once more, on the files themselves ----------------------------------------------------------
+
+
+def shown(snapshot: Snapshot) -> dict[tuple[str, str], int | None]:
+    return {(one.tool, one.figure): one.shown_bytes for one in explain(snapshot).tools.shown}
+
+
+def test_cadvisors_figures_are_by_its_published_formulas(snapshot):
+    stat, told = raw(snapshot, "memory.stat"), shown(snapshot)
+    usage = snapshot.group.usage_bytes
+    rss, cache, inactive = (
+        ("total_rss", "total_cache", "total_inactive_file") if snapshot.version == 1 else ("anon", "file", "inactive_file")
+    )
+    name = "cAdvisor, Prometheus"
+    assert told[name, "container_memory_usage_bytes"] == usage
+    assert told[name, "container_memory_rss"] == stat[rss]
+    assert told[name, "container_memory_cache"] == stat[cache]
+    assert told[name, "container_memory_working_set_bytes"] == max(0, usage - stat[inactive])
+    assert told["kubelet, kubectl top", "memory"] == max(0, usage - stat[inactive])
+
+
+def test_dockers_figures_are_by_its_published_formulas(snapshot):
+    stat, told, usage = raw(snapshot, "memory.stat"), shown(snapshot), snapshot.group.usage_bytes
+    if "total_inactive_file" in stat and stat["total_inactive_file"] < usage:
+        expected = usage - stat["total_inactive_file"]
+    else:
+        expected = usage - stat["inactive_file"] if stat["inactive_file"] < usage else usage
+    assert told["docker stats, 20.10 and later", "MEM USAGE"] == expected
+    if snapshot.version == 1:
+        assert told["docker stats, to 19.03", "MEM USAGE"] == usage - stat["cache"]
+
+
+def test_docker_shows_all_of_it_where_inactive_files_are_said_to_be_more(snapshot):
+    stat = dict(snapshot.group.stat) | {"inactive_file": snapshot.group.usage_bytes}
+    own = dict(snapshot.group.own_stat) | ({"inactive_file": MIB} if snapshot.version == 1 else {})
+    group = replace(snapshot.group, stat=stat, own_stat=own)
+    told = shown(replace(snapshot, levels=(group, *snapshot.levels[1:])))
+    expected = group.usage_bytes - MIB if snapshot.version == 1 else group.usage_bytes
+    assert told["docker stats, 20.10 and later", "MEM USAGE"] == expected
+    assert told["cAdvisor, Prometheus", "container_memory_working_set_bytes"] == 0
+
+
+def test_resident_is_anonymous_files_and_shared(snapshot):
+    [process] = snapshot.processes
+    status = process.status
+    assert status["VmRSS"] == status["RssAnon"] + status["RssFile"] + status["RssShmem"] == process.rss_bytes
+    assert status["RssFile"] + status["RssShmem"] == process.shared_bytes
+    assert status["VmSize"] == process.virtual_bytes
+    assert 0 < process.pss_bytes < process.rss_bytes
+
+
+# ---- Limits --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_limit_is_the_one_with_the_least_room(snapshot):
+    told = explain(snapshot).edge
+    assert (told.first.group, told.first.kind) == ("/pmc-parent/pmc-child", "max")
+    assert told.first.left_bytes == 64 * MIB - snapshot.group.usage_bytes
+    parent = replace(snapshot.levels[1], usage_bytes=100 * MIB, limits={"max": 100 * MIB + 4096})
+    told = explain(replace(snapshot, levels=(snapshot.group, parent, *snapshot.levels[2:]))).edge
+    assert (told.first.group, told.first.left_bytes) == ("/pmc-parent", 4096)
+
+
+def test_a_protection_is_no_limit(snapshot):
+    group = replace(snapshot.group, limits={"max": None, "min": 32 * MIB, "low": 0})
+    told = explain(replace(snapshot, levels=(group,))).edge
+    assert told.first is None
+    assert [limit.kind for limit in told.limits] == ["min"]  # a protection of 0 is none
+
+
+def test_time_to_a_limit_is_a_straight_line(snapshot):
+    group = replace(snapshot.group, usage_bytes=32 * MIB)
+    told = explain(replace(snapshot, levels=(group,), meanwhile=meanwhile(growth_bytes_per_s=1.0 * MIB))).edge
+    assert told.first.seconds == pytest.approx(32)
+
+
+# ---- Verdicts ------------------------------------------------------------------------------------------------------
+
+
+def meanwhile(**changes: object) -> Meanwhile:
+    calm = Meanwhile(
+        seconds=3.0,
+        growth_bytes_per_s=0.0,
+        anon_growth_bytes_per_s=0.0,
+        anon_grows=False,
+        most_dirty_bytes=0,
+        events={},
+        stat={},
+        vmstat={},
+        stalls=StallsSeen(0, 0, None, {}, 0, ("psi",), 0),
+        why_no_stalls=None,
+    )
+    return replace(calm, **changes)
+
+
+STALLS = StallsSeen(4, 40_000_000, 12_000_000, {"limit": 4}, 0, ("psi",), 0)
+
+
+def calm() -> Snapshot:
+    """Of 6.12: a group with 10 of its 64 MiB in use, on a machine with room, without swap."""
+    taken = snapshot_of("6.12-v2")
+    node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 0, "SwapFree": 0})
+    return replace(
+        taken,
+        levels=(of(taken.group, anon=6, inactive_file=4), *taken.levels[1:]),
+        node=node,
+        meanwhile=meanwhile(),
+        pressure={},
+    )
+
+
+def of(group: Group, **mib: int) -> Group:
+    """A group of these parts, in MiB."""
+    zeros = dict.fromkeys(("anon", "shmem", "kernel", "inactive_file", "active_file", "file_dirty", "slab_reclaimable"), 0)
+    parts = zeros | {name: count * MIB for name, count in mib.items()}
+    stat = dict(group.stat) | parts
+    stat["file"] = parts["inactive_file"] + parts["active_file"] + parts["shmem"]
+    stat["inactive_anon"], stat["active_anon"] = parts["anon"] + parts["shmem"], 0
+    usage = stat["anon"] + stat["file"] + stat["kernel"]
+    return replace(group, usage_bytes=usage, stat=stat, events=dict(group.events) | {"oom_kill": 0})
+
+
+def with_group(snapshot: Snapshot, group: Group, **changes: object) -> Snapshot:
+    return replace(snapshot, levels=(group, *snapshot.levels[1:]), **changes)
+
+
+def changed(**changes: object) -> Snapshot:
+    """The calm one with parts (in MiB), `seen` (of `meanwhile`), `others` of the group, or fields of the snapshot changed."""
+    taken = calm()
+    seen, others = changes.pop("seen", {}), changes.pop("others", {})
+    limits, node = changes.pop("limits", {}), changes.pop("node", {})
+    parts = {name: changes.pop(name) for name in list(changes) if isinstance(changes[name], int)}
+    group = of(taken.group, **parts) if parts else taken.group
+    group = replace(group, others=dict(group.others) | others, limits=dict(group.limits) | limits)
+    return with_group(taken, group, meanwhile=meanwhile(**seen), node=replace(taken.node, **node), **changes)
+
+
+REFAULTS = {"workingset_refault_file": 9000}
+GROWING = {"growth_bytes_per_s": 2.0 * MIB, "anon_growth_bytes_per_s": 2.0 * MIB, "anon_grows": True}
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "verdict", "worry"),
+    [
+        (changed(), "healthy", "no"),
+        (changed(anon=10, inactive_file=54), "healthy-cache", "no"),
+        (changed(anon=10, inactive_file=54, seen={"stalls": STALLS}), "cache-pressure", "watch"),
+        (
+            changed(anon=10, inactive_file=54, seen={"stalls": STALLS, "stat": {"workingset_refault_file": 9000}}),
+            "thrash",
+            "yes",
+        ),
+        (changed(anon=40, inactive_file=4, seen=GROWING), "growth", "yes"),
+        (changed(anon=62, inactive_file=1), "full", "yes"),
+        (changed(shmem=40, inactive_file=24), "tmpfs-leak", "watch"),
+        (changed(shmem=62, inactive_file=1), "tmpfs-leak", "yes"),
+        (changed(anon=20, kernel=42, inactive_file=1), "kernel-memory", "yes"),
+        (changed(anon=20, inactive_file=44, file_dirty=20), "dirty-backlog", "watch"),
+        (changed(anon=30, inactive_file=30, seen={"stat": {"pswpin": 3000}}), "swap-storm", "yes"),
+        (changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}), "throttled", "watch"),
+        (changed(anon=62, inactive_file=1, others={"oom_kill_disable": 1, "under_oom": 1}), "hung", "yes"),
+        (changed(seen={"vmstat": {"allocstall_normal": 5}}), "node-squeezed", "yes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_situation_has_its_verdict(snapshot, verdict, worry):
+    told = explain(snapshot).verdict
+    assert (told.name, told.worry) == (verdict, worry), told
+    assert told.says
+    assert told.advice
+    assert all(one.do and one.costs for one in told.advice)
+
+
+def test_a_parents_limit_squeezes():
+    taken = calm()
+    parent = replace(taken.levels[1], usage_bytes=100 * MIB, limits={"max": 100 * MIB})
+    told = explain(replace(taken, levels=(taken.group, parent, taken.levels[2]))).verdict
+    assert (told.name, told.worry) == ("parent-squeezed", "yes")
+
+
+def test_swap_puts_off_that_it_is_full():
+    taken = changed(anon=62, inactive_file=1)
+    assert explain(taken).verdict.name == "full"
+    node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 128 * MIB, "SwapFree": 128 * MIB})
+    assert explain(replace(taken, node=node)).verdict.name == "healthy-cache"
+    group = replace(taken.group, limits=dict(taken.group.limits) | {"swap": 0})  # but not where it may not swap
+    assert explain(with_group(replace(taken, node=node), group)).verdict.name == "full"
+
+
+def test_what_cannot_be_read_is_unknown():
+    taken = calm()
+    group = replace(taken.group, usage_bytes=None, stat={}, limits={}, events={})
+    told = explain(with_group(taken, group, processes=(), meanwhile=None))
+    assert told.verdict.name == "unknown"
+    assert told.makeup.usage_bytes is None
+    assert told.makeup.parts == ()
+
+
+def test_every_verdict_has_advice_and_dangerous_advice_says_so():
+    from pymemcg.explain._advice import advice
+
+    taken = calm()
+    edge = explain(taken).edge
+    for name in VERDICTS:
+        assert advice(name, taken, edge)
+    assert [one.danger for one in advice("growth", taken, edge) if "OOM killer off" in one.do] == [True]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collections: what is in them, that they explain what was collected, and archives that are none."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pymemcg.errors import RecordingError
+from pymemcg.explain import Tree, notes, opened, take
+from pymemcg.explain._tree import NOTES
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """This process's own group, collected."""
+    tree, path = Tree(), str(tmp_path / "it.tar.gz")
+    taken = take(tree)
+    tree.save(path, notes(taken))
+    return taken, path
+
+
+def test_a_collection_explains_what_was_collected(collection):
+    taken, path = collection
+    with opened(path) as tree:
+        again = take(tree)
+    assert again == replace(taken, own=False, absent=again.absent)
+
+
+def test_a_collection_has_no_command_line_and_no_environment(collection):
+    with tarfile.open(collection[1]) as archive:
+        names = archive.getnames()
+        held = b"".join(archive.extractfile(entry).read() for entry in archive if entry.isreg())
+    assert not [name for name in names if name.endswith(("cmdline", "environ", "maps", "smaps"))]
+    assert os.environ["PATH"].encode() not in held
+    mounts = [line for name in names if name.endswith("mountinfo") for line in _text(collection[1], name).splitlines()]
+    assert mounts
+    assert all(" - cgroup" in line or " - tmpfs" in line for line in mounts)
+
+
+def _text(path, name):
+    with tarfile.open(path) as archive:
+        return archive.extractfile(name).read().decode()
+
+
+def test_a_collection_is_whole_or_not_there(tmp_path):
+    tree = Tree()
+    path = tmp_path / "no-such-folder" / "it.tar.gz"
+    with pytest.raises(Exception, match="cannot be written: No such file or directory"):
+        tree.save(str(path), notes(take(tree)))
+    assert os.listdir(tmp_path) == []
+
+
+def made(path, *entries: tarfile.TarInfo) -> str:
+    with tarfile.open(path, "w:gz") as archive:
+        for entry in entries:
+            archive.addfile(entry, io.BytesIO(bytes(entry.size)))
+    return str(path)
+
+
+def entry(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, link
+    return info
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "proc/../../outside"])
+def test_nothing_is_unpacked_elsewhere(name, tmp_path):
+    with pytest.raises(RecordingError, match="is no path of a collection"), opened(made(tmp_path / "a.tar.gz", entry(name))):
+        pass
+    assert os.listdir(tmp_path) == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_not_unpacked(kind, tmp_path):
+    path = made(tmp_path / "a.tar.gz", entry("proc/meminfo", kind=kind, link="/etc/passwd"), entry("proc/version", 1))
+    with opened(path) as tree:
+        assert os.listdir(f"{tree.root}/proc") == ["version"]
+
+
+def test_an_archive_that_would_fill_the_disk_is_refused(tmp_path):
+    path = made(tmp_path / "a.tar.gz", entry("proc/meminfo", 257 << 20))
+    with pytest.raises(RecordingError, match="is larger than 256 MiB"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00broken"])
+def test_what_is_no_archive_is_said(content, tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(RecordingError, match=r"is no archive|cannot be read"), opened(str(tmp_path / "a.tar.gz")):
+        pass
+
+
+@pytest.mark.parametrize("cut", [100, 1000, 2000])
+def test_a_cut_archive_is_said(collection, cut, tmp_path):
+    whole = Path(collection[1]).read_bytes()
+    (tmp_path / "cut.tar.gz").write_bytes(whole[:cut])
+    with pytest.raises(RecordingError), opened(str(tmp_path / "cut.tar.gz")) as tree:
+        take(tree)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"format": 99}'])
+def test_notes_of_another_form_are_said(text, tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / NOTES).write_text(text)
+    with pytest.raises(RecordingError, match=NOTES), opened(str(tmp_path)):
+        pass
+
+
+def test_a_folder_that_is_no_collection_is_said(tmp_path):
+    with pytest.raises(RecordingError, match="is no collection"), opened(str(tmp_path)):
+        pass
