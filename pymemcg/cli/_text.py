@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PARTS = " ▏▎▍▌▋▊▉█"
+_LEAST_WRAPPED = 24  # narrower text is worse than a line that is too long
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -47,18 +48,36 @@ def spark(values: Sequence[float], low: float, high: float) -> str:
     return "".join(map(drawn, values))
 
 
-def aligned(rows: Iterable[Sequence[str]], *, indent: str = "  ", gap: str = "  ", left: Collection[int] = (0,)) -> str:
-    """Rows as columns, some to the left and the others, which are numbers, to the right."""
+def aligned(
+    rows: Iterable[Sequence[str]],
+    *,
+    indent: str = "  ",
+    gap: str = "  ",
+    left: Collection[int] = (0,),
+    width: int | None = None,
+) -> str:
+    """Rows as columns, those of `left` to the left and the others, which are numbers, to the right.
+
+    Args:
+        rows: Of one length.
+        indent: Before each line.
+        gap: Between columns.
+        left: Which columns are text.
+        width: Columns of the terminal: the last column, being text, is wrapped where it has none left; None = it is not.
+    """
     table = [list(map(plain, row)) for row in rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = (
-        gap.join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    )
-    return "\n".join((indent + line).rstrip() for line in lines)
+    before = len(indent) + sum(widths[:-1]) + len(gap) * (len(widths) - 1)
+    lines = []
+    for *cells, last in table:
+        padded = [cell.ljust(widths[i]) if i in left else cell.rjust(widths[i]) for i, cell in enumerate(cells)]
+        if width is None:
+            ends = [last if len(cells) in left else last.rjust(widths[-1])]
+        else:
+            ends = wrapped(last, max(width - before, _LEAST_WRAPPED)) or [""]
+        lines.append(indent + gap.join([*padded, ends[0]]))
+        lines += [" " * before + end for end in ends[1:]]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def terminal_width(stream: TextIO | None = None, *, least: int = 40, most: int = 120) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymemcg._words import UNKNOWN, number, plain, share, size
 from pymemcg.cli._stalls import BOLD, figure
-from pymemcg.cli._text import aligned, has_colours, painted, terminal_width, wrapped
+from pymemcg.cli._text import aligned, elided, has_colours, painted, terminal_width, wrapped
 from pymemcg.explain import Explanation, Tree, explain, notes, opened, take
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ HELP: Final = "explain a group's memory: which tool is right, what happens at th
 
 _SECONDS: Final = 3.0  # long enough for a trend and some requests, short enough to wait for
 _SHOWN: Final = 5
+_GROUP_WIDTH: Final = 40
 _COLOURS: Final = {"no": 32, "watch": 33, "yes": 31}
 _WORRY: Final = {"no": "no need to worry", "watch": "worth a look", "yes": "worry"}
 
@@ -92,9 +93,9 @@ class _Page:
         yield self._bold(f"{snapshot.group.directory} (cgroup v{snapshot.version}, {snapshot.target})")
         yield ""
         yield from self._verdict()
-        yield from self._part("Who says what", _tools(told), told.tools.says)
-        yield from self._part("What it is made of", _makeup(told), told.makeup.says)
-        yield from self._part("How far to the edge", _limits(told), told.edge.says)
+        yield from self._part("Who says what", _tools(told, self._width), told.tools.says)
+        yield from self._part("What it is made of", _makeup(told, self._width), told.makeup.says)
+        yield from self._part("How far to the edge", _limits(told, self._width), told.edge.says)
         yield from self._part("What happens there", _candidates(told), told.outcome.says)
         yield from self._part("The node", _zones(told), told.machine.says)
         if snapshot.absent:
@@ -130,24 +131,27 @@ class _Page:
             yield from (("  " if i else "· ") + line for i, line in enumerate(wrapped(plain(text), self._width - 2)))
 
 
-def _tools(told: Explanation) -> str:
-    rows = [(one.tool, one.figure, size(one.shown_bytes), one.formula) for one in told.tools.shown]
-    return aligned(rows, left=(0, 1, 3))
+def _tools(told: Explanation, width: int) -> str:
+    rows, before = [], ""
+    for one in told.tools.shown:
+        rows.append((one.tool if one.tool != before else "", one.figure, size(one.shown_bytes), one.formula))
+        before = one.tool
+    return aligned(rows, left=(0, 1, 3), width=width)
 
 
-def _makeup(told: Explanation) -> str:
+def _makeup(told: Explanation, width: int) -> str:
     usage = told.makeup.usage_bytes
     rows = []
     for part in told.makeup.parts:
         of = UNKNOWN if not usage or part.within else share(part.part_bytes / usage)
         rows.append((f"{'  ' if part.within else ''}{part.name}", size(part.part_bytes), "" if part.within else of, part.means))
-    return aligned(rows, left=(0, 3)) if rows else ""
+    return aligned(rows, left=(0, 3), width=width) if rows else ""
 
 
-def _limits(told: Explanation) -> str:
+def _limits(told: Explanation, width: int) -> str:
     if not told.edge.limits:
         return ""
-    return aligned([_LIMIT_TITLES, *map(_limit, told.edge.limits)], left=(0, 1, 6))
+    return aligned([_LIMIT_TITLES, *map(_limit, told.edge.limits)], left=(0, 1, 6), width=width)
 
 
 _LIMIT_TITLES: Final = ("group", "kind", "limit", "used", "left", "reclaimable", "what it does")
@@ -155,7 +159,7 @@ _LIMIT_TITLES: Final = ("group", "kind", "limit", "used", "left", "reclaimable",
 
 def _limit(one: Limit) -> tuple[str, ...]:
     figures = (one.limit_bytes, one.used_bytes, one.left_bytes, one.reclaimable_bytes)
-    return one.group, one.kind, *map(size, figures), one.does
+    return elided(one.group, _GROUP_WIDTH), one.kind, *map(size, figures), one.does
 
 
 _ZONE_TITLES: Final = ("zone", "free", "min", "low", "high", "of")

@@ -90,18 +90,18 @@ def _of_group(group: Group, version: int) -> Iterator[Shown]:
     yield Shown("cAdvisor, Prometheus", "container_memory_cache", group.stat.get("file"), f"{cache} of memory.stat")
     yield Shown("kubelet, kubectl top", "memory", set_bytes, "the working set")
     less = f"memory.{usage} − {inactive}; all of it where that is not more than 0"
-    yield Shown("docker stats, 20.10 and later", "MEM USAGE", docker_usage(group, version), less)
+    yield Shown("docker stats", "MEM USAGE, from 20.10", docker_usage(group, version), less)
     if version == 1:  # older ones know no v2
         old, own = None, group.own_stat.get("cache")
         if group.usage_bytes is not None and own is not None:
             old = group.usage_bytes - own
-        yield Shown("docker stats, to 19.03", "MEM USAGE", old, f"memory.{usage} − cache")
+        yield Shown("docker stats", "MEM USAGE, to 19.03", old, f"memory.{usage} − cache")
 
 
 # ---- Of its processes ----------------------------------------------------------------------------------------------
 
 _OF_STATUS: Final = {
-    "VmRSS": "resident = RssAnon + RssFile + RssShmem",
+    "VmRSS": "RssAnon + RssFile + RssShmem",
     "VmHWM": "the most that was resident",
     "VmSize": "mapped, touched or not",
     "VmPeak": "the most that was mapped",
@@ -114,14 +114,14 @@ def _of_processes(snapshot: Snapshot) -> Iterator[Shown]:
     every = snapshot.processes
     if not every:
         return
-    summed = f"sum over {number(len(every))} process{'es' if len(every) > 1 else ''}"
-    yield Shown("top, ps", "RES, RSS", sum(one.rss_bytes for one in every), f"{summed}: second of statm")
-    yield Shown("top, ps", "VIRT, VSZ", sum(one.virtual_bytes for one in every), f"{summed}: first of statm")
-    yield Shown("top", "SHR", sum(one.shared_bytes for one in every), f"{summed}: third of statm")
+    summed = "of its one process" if len(every) == 1 else f"summed over {number(len(every))} processes"
+    yield Shown("top, ps", "RES, RSS", sum(one.rss_bytes for one in every), f"{summed}: resident, statm's second")
+    yield Shown("top, ps", "VIRT, VSZ", sum(one.virtual_bytes for one in every), f"{summed}: mapped, statm's first")
+    yield Shown("top", "SHR", sum(one.shared_bytes for one in every), f"{summed}: of files or shared, statm's third")
     for name, means in _OF_STATUS.items():
-        yield Shown("/proc/PID/status", name, _total(every, _of(name)), f"{summed}: {means}")
+        yield Shown("/proc/PID/status", name, _total(every, _of(name)), means)
     pss = _total(every, lambda one: one.pss_bytes)
-    yield Shown("smem, PSS", "PSS", pss, f"{summed}: each page by 1 / those who map it")
+    yield Shown("smem, PSS", "PSS", pss, "each page shared out among those who map it")
 
 
 def _of(name: str) -> Callable[[Process], int | None]:

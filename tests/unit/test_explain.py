@@ -138,9 +138,9 @@ def test_dockers_figures_are_by_its_published_formulas(snapshot):
         expected = usage - stat["total_inactive_file"]
     else:
         expected = usage - stat["inactive_file"] if stat["inactive_file"] < usage else usage
-    assert told["docker stats, 20.10 and later", "MEM USAGE"] == expected
+    assert told["docker stats", "MEM USAGE, from 20.10"] == expected
     if snapshot.version == 1:
-        assert told["docker stats, to 19.03", "MEM USAGE"] == usage - stat["cache"]
+        assert told["docker stats", "MEM USAGE, to 19.03"] == usage - stat["cache"]
 
 
 def test_docker_shows_all_of_it_where_inactive_files_are_said_to_be_more(snapshot):
@@ -149,7 +149,7 @@ def test_docker_shows_all_of_it_where_inactive_files_are_said_to_be_more(snapsho
     group = replace(snapshot.group, stat=stat, own_stat=own)
     told = shown(replace(snapshot, levels=(group, *snapshot.levels[1:])))
     expected = group.usage_bytes - MIB if snapshot.version == 1 else group.usage_bytes
-    assert told["docker stats, 20.10 and later", "MEM USAGE"] == expected
+    assert told["docker stats", "MEM USAGE, from 20.10"] == expected
     assert told["cAdvisor, Prometheus", "container_memory_working_set_bytes"] == 0
 
 
