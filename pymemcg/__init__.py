@@ -9,10 +9,10 @@ from pymemcg._version import __version__
 from pymemcg.attaching import Attached, attach
 from pymemcg.cgroup import Level, Target, resolve
 from pymemcg.channel import Channel, Window
+from pymemcg.detecting import Detector, Policy, Stall, Stalls, stalls
 from pymemcg.errors import MemcgError, NotSupported, RecordingError, SourceError, TargetError
 from pymemcg.recording import Recording, open  # noqa: A004 - as in gzip.open, and only with the module's name before it
 from pymemcg.sampler import Sampler
-from pymemcg.stalls import Detector, Policy, Stall, Stalls, stalls
 
 if TYPE_CHECKING:
     from pymemcg.integrations.asgi import ASGIMiddleware

@@ -21,7 +21,7 @@ from pymemcg._hit import Hit, Hits, SpanSummary, Summary
 from pymemcg._moments import EVIDENCES, Moments
 from pymemcg._spanlog import SpanChannel
 from pymemcg._watch import Source
-from pymemcg.stalls import Detector, Policy
+from pymemcg.detecting import Detector, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from pymemcg.attaching import Attached
     from pymemcg.channel import Channels
+    from pymemcg.detecting import Stall
     from pymemcg.recording import Recording
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
     Ints: TypeAlias = npt.NDArray[np.int64]
     Ref: TypeAlias = str | int | None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from pymemcg.detecting import Stall
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
 QUEUE_STALLS = 1024
 """What waits for a consumer at most. Some 100 s of the densest stalls there can be, and half a megabyte."""

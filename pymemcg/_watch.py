@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pymemcg._hit import Hit
     from pymemcg.channel import Channel
+    from pymemcg.detecting import Stall
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
 COST_FACTOR = 50
 """What takes long rests this many times as long: the thread may use 1/50 of a core, whatever happens."""

@@ -11,13 +11,13 @@ from pymemcg import _spanring, schema
 from pymemcg._ffi import ffi
 from pymemcg._stall import POLICY
 from pymemcg.channel import Channel, Channels
+from pymemcg.detecting import stalls
 from pymemcg.errors import MemcgError, RecordingError, TargetError
 from pymemcg.ring import Ring, is_used
-from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
     from pymemcg._hit import Hits, Summary
-    from pymemcg.stalls import Policy, Stalls
+    from pymemcg.detecting import Policy, Stalls
 
 
 class Attached(Channels):

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pymemcg.channel import Window
+    from pymemcg.detecting import Stall
     from pymemcg.oom import Kill
     from pymemcg.recording import Recording
-    from pymemcg.stalls import Stall
 
 __all__ = ["Ending", "Growth", "LimitUse", "Postmortem", "SpanHits", "StallSum", "Step", "postmortem", "running_boot_id"]
 

@@ -11,15 +11,15 @@ from pymemcg import schema
 from pymemcg._remains import Remains
 from pymemcg._stall import POLICY
 from pymemcg.channel import Channel, Channels
+from pymemcg.detecting import stalls
 from pymemcg.errors import RecordingError
-from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from pymemcg._hit import Hits, Summary
-    from pymemcg.stalls import Policy, Stalls
+    from pymemcg.detecting import Policy, Stalls
 
 
 class Recording(Channels):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pymemcg._hit import Hit
     from pymemcg.cgroup import Target
-    from pymemcg.stalls import Stall
+    from pymemcg.detecting import Stall
     from pymemcg.watching import OomKill
 
 _OF_THE_SAMPLING_PROCESS = ("rss_bytes", "shared_bytes")

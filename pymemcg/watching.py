@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pymemcg._hitting import Heard
+    from pymemcg.detecting import Detector, Stall
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Detector, Stall
 
 LOOK_S = 0.05
 """Twenty glances a second while things happen: news is never older than a person notices."""
@@ -220,7 +220,7 @@ class Watch:
             from pymemcg._hitting import Heard
 
             return Heard(sampler)
-        from pymemcg.stalls import Detector
+        from pymemcg.detecting import Detector
 
         return Detector(self._source, evidence=self._source.asked)
 

@@ -12,8 +12,8 @@ from bench.fidelity.scores import IntervalScore, Score, said, score, score_inter
 from bench.fidelity.truth import Interval
 from bench.fidelity.workloads import Workload
 from pymemcg import schema
+from pymemcg.detecting import stalls
 from pymemcg.recording import Recording
-from pymemcg.stalls import stalls
 
 EVIDENCE = ("trace", "psi", "counters", "auto")
 _EDGE_NS = 100_000_000

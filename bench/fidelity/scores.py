@@ -46,7 +46,7 @@ class Said:
 
 
 def said(stall: Any) -> Said:
-    """Take what is scored out of a `pymemcg.stalls.Stall`."""
+    """Take what is scored out of a `pymemcg.Stall`."""
     return Said(
         stall.start_ns,
         FOREVER_NS if stall.end_ns is None else stall.end_ns,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pymemcg._tally import Tally
     from pymemcg.channel import Channels
-    from pymemcg.stalls import Stall
+    from pymemcg.detecting import Stall
 
 BOLD, DIM, _RED, _YELLOW = 1, 2, 31, 33
 _LONG_NS: Final = 10_000_000  # what a request notices

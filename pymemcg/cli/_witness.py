@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from pymemcg.cgroup import Target
     from pymemcg.child import ChildGroup
+    from pymemcg.detecting import Stall
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
 _NAMES: Final = 1000  # of threads, before those that nobody will ask for are forgotten
 _WRITE_S: Final = 5.0  # the rings hold a minute

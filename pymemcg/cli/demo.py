@@ -143,7 +143,7 @@ def _story(sampler: Sampler, begun_ns: int, seconds: float, *, colours: bool) ->
 def _tell_stalls(sampler: Sampler, begun_ns: int, names: dict[int, str], *, colours: bool) -> None:
     from pymemcg._tally import Tally
     from pymemcg.cli._stalls import StallLines, figures, realtime_of, table, thread_name
-    from pymemcg.stalls import stalls
+    from pymemcg.detecting import stalls
 
     width = min(terminal_width(), _WIDTH)
     tally = Tally(keep=_WORST)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from queue import SimpleQueue
 
     from pymemcg.channel import Channels
+    from pymemcg.detecting import Stall
     from pymemcg.recording import Recording
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
 HELP: Final = "show a group's stalls live, or those in a recording"
 
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_recording(args: argparse.Namespace) -> None:
+    from pymemcg.detecting import stalls
     from pymemcg.recording import open as open_recording
-    from pymemcg.stalls import stalls
 
     recording = open_recording(args.source)
     say_damaged(recording)

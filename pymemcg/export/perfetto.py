@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pymemcg.channel import Channel, Window
+    from pymemcg.detecting import Stall
     from pymemcg.recording import Recording
-    from pymemcg.stalls import Stall
 
 _pb: Final[Any] = import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
 _EVENT: Final = _pb.TrackEvent

@@ -29,7 +29,7 @@ class Report:
         targets: A row a target of a host.
         notes: What the figures lack.
         stalls: A row a stall or harmless episode: service, host, target, run, time (UTC), and the fields of
-            `pymemcg.stalls.Stall` but `state`.
+            `pymemcg.Stall` but `state`.
     """
 
     services: list[dict[str, Any]]

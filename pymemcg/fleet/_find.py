@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from pymemcg._stall import POLICY
+from pymemcg.detecting import stalls
 from pymemcg.export._chunks import chunks
 from pymemcg.export._pyarrow import pa
 from pymemcg.fleet._dataset import Note
 from pymemcg.fleet._reader import Reader
-from pymemcg.stalls import stalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

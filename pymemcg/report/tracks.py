@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pymemcg.channel import Channel, Window
+    from pymemcg.detecting import Stall
     from pymemcg.recording import Recording
-    from pymemcg.stalls import Stall
 
     Ints: TypeAlias = npt.NDArray[np.int64]
     Floats: TypeAlias = npt.NDArray[np.float64]

@@ -16,7 +16,7 @@ from actor import MIB, Actor, until
 
 from pymemcg import Sampler
 from pymemcg._ffi import NONE
-from pymemcg.stalls import stalls
+from pymemcg.detecting import stalls
 
 pytestmark = pytest.mark.live
 

@@ -21,7 +21,7 @@ from pressure import counted
 
 import pymemcg
 from pymemcg.child import ChildGroup
-from pymemcg.stalls import Stall, stalls
+from pymemcg.detecting import Stall, stalls
 
 pytestmark = pytest.mark.live
 

@@ -87,7 +87,7 @@ class TestCallback:
 
     def test_the_same_as_in_the_recording(self, service, tmp_path):
         path = str(tmp_path / "run.memcg")
-        service.do("from pymemcg.recorder import Recorder; from pymemcg.recording import open as open_recording")
+        service.do("import pymemcg; from pymemcg.recorder import Recorder")
         service.do("s = Sampler(on_stall=told.append).start()")
         if service.do("s.evidence['trace']") is not None:
             pytest.skip("what PSI said live depends on when it was read")
@@ -98,7 +98,7 @@ class TestCallback:
             "    s.stop(); recorder.write()"
         )
         live = service.do("[(s.start_ns, s.stall_ns) for s in closed(0) if s.start_ns > since]")
-        service.do(f"found = sys.modules['pymemcg.stalls'].stalls(open_recording({path!r}), evidence='trace')")
+        service.do(f"found = pymemcg.stalls(pymemcg.open({path!r}), evidence='trace')")
         later = service.do("[(s.start_ns, s.stall_ns) for s in closed(0, found) if s.start_ns > since]")
         assert live
         assert sorted(map(tuple, live)) == sorted(map(tuple, later))

@@ -17,10 +17,10 @@ from rowwriter import T0, S, limits, node, ticks, write
 
 import pymemcg
 from pymemcg import schema
+from pymemcg.detecting import Stall
 from pymemcg.export import parquet
 from pymemcg.export.arrow import KEY, Table, Texts, provenance, without_texts
 from pymemcg.fleet._find import Found
-from pymemcg.stalls import Stall
 
 WALL_NS = 1_790_000_000 * S
 """CLOCK_REALTIME beside CLOCK_MONOTONIC in `captured`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from pymemcg.stalls import Stall
+from pymemcg.detecting import Stall
 
 MS = 1_000_000
 UNKNOWN = dict.fromkeys(Stall.__dataclass_fields__)

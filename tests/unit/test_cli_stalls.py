@@ -22,8 +22,8 @@ from pymemcg._words import between
 from pymemcg.cli import make_parser
 from pymemcg.cli._arguments import bytes_of, short_duration
 from pymemcg.cli._stalls import StallLines, figures, thread_name
+from pymemcg.detecting import Stall
 from pymemcg.recorder import Recorder
-from pymemcg.stalls import Stall
 
 MS = 1_000_000
 EPOCH_NS = 1_700_000_000 * 10**9

@@ -45,6 +45,13 @@ def test_all_that_is_promised_is_there():
         assert getattr(pymemcg, name) is not None
 
 
+def test_no_module_is_called_like_what_the_package_offers():
+    """Importing it would put the module in the name's place."""
+    modules = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert "detecting" in modules
+    assert modules & set(pymemcg.__all__) == set()
+
+
 def test_every_error_is_caught_by_the_base():
     for error in (pymemcg.NotSupported, pymemcg.RecordingError, pymemcg.SourceError, pymemcg.TargetError):
         assert issubclass(error, pymemcg.MemcgError)

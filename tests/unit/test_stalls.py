@@ -14,7 +14,7 @@ from rowwriter import MS, T0, S, held, joined, limits, node, ticks, write
 import pymemcg
 from pymemcg import Detector, Policy, Stall, Stalls
 from pymemcg._ffi import NONE
-from pymemcg.stalls import POLICY, moments
+from pymemcg.detecting import POLICY, moments
 
 LIMITS = limits((0, 0, 64, 0))
 EVENTS = {"t_ns": [], "since_ns": [], "kind": [], "value": []}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import threading
 import time
 import weakref
@@ -21,9 +20,9 @@ from pymemcg._ffi import NONE
 from pymemcg._streams import StallStream
 from pymemcg._watch import Glance, Kills, Source
 from pymemcg.channel import Channel, Channels
+from pymemcg.detecting import Stall
 from pymemcg.errors import NotStarted
 from pymemcg.ring import ChannelSpec
-from pymemcg.stalls import Stall
 
 MIB = 1 << 20
 UNITS = {"t_ns": "ns", "usage_bytes": "bytes", "limit_hits": "events", "oom_kills": "events"}
@@ -151,7 +150,7 @@ class FakeDetector:
 @pytest.fixture
 def detectors(monkeypatch):
     FakeDetector.made = []
-    monkeypatch.setattr(sys.modules["pymemcg.stalls"], "Detector", FakeDetector)
+    monkeypatch.setattr("pymemcg.detecting.Detector", FakeDetector)
     monkeypatch.setattr(watching, "RESTING_NS", 0)
     monkeypatch.setattr(watching, "LOOK_S", 0.001)
     monkeypatch.setattr(watching, "IDLE_LOOK_S", 0.001)
