@@ -39,6 +39,8 @@ NO_RICH = [sys.executable, "-c", f"{HEEDING}sys.modules.update({{'rich': None, '
 PAGES = "m = bytearray(b'x') * ({size} << 20)"
 # What must run in a full container may take this much above a bare interpreter.
 ROOM = 6 * MIB
+LOG = str(Path(__file__).parent.parent / "data" / "6.12-v2" / "dmesg-oom.txt")
+IN_A_FULL_CONTAINER = [["doctor"], ["doctor", "--json"], ["watch", "--once"], ["watch", "--once", "--json"], ["oom", LOG]]
 
 
 def run(*words: str, program: list[str] = COMMAND, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -74,7 +76,7 @@ def groups_of(pid: int) -> list[Path]:
 # ---- In a container that is full -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"], ["watch", "--once"], ["watch", "--once", "--json"]])
+@pytest.mark.parametrize("words", IN_A_FULL_CONTAINER)
 def test_what_must_run_in_a_full_container_needs_little_more_than_an_interpreter(make_group, words, tmp_path):
     variables = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}  # as pip leaves an installed package
     run(*words, **variables)

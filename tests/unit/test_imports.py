@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -26,7 +27,12 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize("module", ["numpy", "pandas", "rich", "json.tool", "asyncio", "subprocess"])
 def test_import_pymemcg_loads_no(module):
-    assert run(f"import pymemcg, sys; print({module!r} in sys.modules)") == "False\n"
+    assert run(f"import pymemcg, sys; pymemcg.Sampler, pymemcg.open; print({module!r} in sys.modules)") == "False\n"
+
+
+def test_import_pymemcg_loads_nothing_of_it():
+    code = "import sys, pymemcg; print(sorted(name for name in sys.modules if name.startswith(('pymemcg.', 'cffi', '_cffi'))))"
+    assert run(code) == "['pymemcg._version']\n"
 
 
 def test_resolving_a_target_and_a_disabled_sampler_need_no_numpy():
@@ -39,10 +45,56 @@ def test_resolving_a_target_and_a_disabled_sampler_need_no_numpy():
     assert run(code) == "False\n"
 
 
+def imported_for_types() -> dict[str, str]:
+    """Name to module, as type checkers see the package."""
+    tree = ast.parse(Path(pymemcg.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    froms = (node for node in block.body if isinstance(node, ast.ImportFrom))
+    return {alias.name: node.module for node in froms for alias in node.names}
+
+
 def test_all_that_is_promised_is_there():
-    assert pymemcg.__version__
-    for name in pymemcg.__all__:
-        assert getattr(pymemcg, name) is not None
+    assert set(imported_for_types()) | {"__version__"} == set(pymemcg.__all__)
+    for name, module in imported_for_types().items():
+        assert getattr(pymemcg, name) is getattr(importlib.import_module(module), name)
+        assert vars(pymemcg)[name] is getattr(pymemcg, name), "found once"
+
+
+def test_all_that_is_promised_is_listed():
+    assert run("import pymemcg; print(set(pymemcg.__all__) <= set(dir(pymemcg)))") == "True\n"
+    assert run("from pymemcg import *; print(__version__, stalls.__name__, open.__module__)").endswith(
+        " stalls pymemcg.recording\n"
+    )
+
+
+@pytest.mark.parametrize("first", [[], ["stalls"], ["open"]], ids=["last", "stalls first", "open first"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_import_hides_a_name(first, order):
+    """Importing a module makes it an attribute of its package."""
+    modules = sorted({module for path in PACKAGE.glob("*.py") if (module := path.stem) not in {"__init__", "__main__"}})[
+        ::order
+    ]
+    code = (
+        "import importlib, sys, pymemcg\n"
+        f"before = [getattr(pymemcg, name) for name in {first}]\n"
+        f"for module in {[*modules, 'cli.stalls', 'cli.oom']}: importlib.import_module('pymemcg.' + module)\n"
+        "from pymemcg import stalls, open, attach, resolve\n"
+        f"assert before == [getattr(pymemcg, name) for name in {first}]\n"
+        "print(*(f'{one.__module__}.{one.__qualname__}' for one in (stalls, pymemcg.stalls, open, attach, resolve)))"
+    )
+    names = ["detecting.stalls", "detecting.stalls", "recording.open", "attaching.attach", "cgroup.resolve"]
+    assert run(code) == " ".join(f"pymemcg.{name}" for name in names) + "\n"
+
+
+def test_modules_of_the_reference_need_no_import_of_their_own():
+    code = "import pymemcg; print(pymemcg.errors.NotStarted, pymemcg.schema.CHANNELS, pymemcg.oom.CAUSES, pymemcg.metrics)"
+    assert "NotStarted" in run(code)
+
+
+def test_what_is_not_there():
+    assert not hasattr(pymemcg, "cgroups")
+    with pytest.raises(ImportError, match="cannot import name 'sampel'"):
+        from pymemcg import sampel  # noqa: F401
 
 
 def test_no_module_is_called_like_what_the_package_offers():
@@ -81,10 +133,11 @@ def test_only_commands_import_commands():
 
 @pytest.mark.skipif(importlib.util.find_spec(SUBINTERPRETERS) is None, reason="this Python has no subinterpreters module")
 @pytest.mark.parametrize("before", ["", "import pymemcg"], ids=["first", "after the main interpreter"])
-def test_a_subinterpreter_gets_a_clear_import_error(before):
+@pytest.mark.parametrize("what", ["from pymemcg import Sampler", "import pymemcg; pymemcg.open"])
+def test_a_subinterpreter_gets_a_clear_import_error(before, what):
     inside = (
         "try:\n"
-        "    import pymemcg\n"
+        f"    {what}\n"
         "except ImportError as error:\n"
         "    print('refused:', error, flush=True)\n"
         "else:\n"
