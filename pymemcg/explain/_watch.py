@@ -150,7 +150,7 @@ def _sampled(target: Target) -> Iterator[_Seen]:
         yield seen
         return
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import stalls
+    from pymemcg.detecting import stalls
 
     try:
         sampler = Sampler(target.spec)
