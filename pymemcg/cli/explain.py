@@ -11,7 +11,6 @@ group, of its neighbours and of the machine, and of each process its name and si
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         told = explain(_look(args.target or "self", pss=args.pss, save=args.save))
     if args.json:
+        import json
+
         print(json.dumps(told.to_dict()))
     else:
         print("\n".join(_Page(told, terminal_width(), colours=has_colours()).lines()))

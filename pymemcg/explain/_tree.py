@@ -7,12 +7,8 @@ are never read. Nothing but `save` writes outside of a temporary folder.
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -109,6 +105,7 @@ class Tree:
         Raises:
             MemcgError: It cannot be written.
         """
+        import json
         import tarfile
 
         part = f"{path}.part"
@@ -129,6 +126,7 @@ class Tree:
 
 
 def _add(archive: Any, name: str, text: str) -> None:
+    import io
     import tarfile
 
     content = os.fsencode(text)
@@ -146,6 +144,8 @@ def opened(path: str) -> Iterator[Tree]:
     Raises:
         RecordingError: It is no collection.
     """
+    import tempfile  # here and below: a container that is full has no room for what nobody asks for there
+
     with tempfile.TemporaryDirectory(prefix="pymemcg-explain-") as root:
         try:
             if os.path.isdir(path):
@@ -162,6 +162,8 @@ def opened(path: str) -> Iterator[Tree]:
 
 
 def _copy(source: str, target: str) -> None:
+    import shutil
+
     if os.path.isdir(source):
         shutil.copytree(source, target, symlinks=True)
     elif os.path.exists(source):
@@ -170,6 +172,7 @@ def _copy(source: str, target: str) -> None:
 
 def _unpack(path: str, root: str) -> None:
     """Unpack files, folders and the link `proc/self`, and nothing that would lie elsewhere."""
+    import shutil
     import tarfile
     import zlib
 
@@ -206,6 +209,8 @@ def _name_process(root: str) -> None:
 
 
 def _notes(path: str, root: str) -> dict[str, Any]:
+    import json
+
     if not os.path.exists(f"{root}/{NOTES}"):
         return {}
     try:

@@ -83,8 +83,7 @@ def judge(snapshot: Snapshot, makeup: Makeup, edge: Edge, outcome: Outcome) -> V
     fits = [name for name in VERDICTS if name not in _NO_WORRY | {"unknown"} and _RULES[name](facts)]
     if not fits:
         known = snapshot.group.usage_bytes is not None and makeup.at_once_bytes is not None
-        full = facts.at_limit or facts.used >= _FULL
-        fits = [("healthy-cache" if full else "healthy") if known else "unknown"]
+        fits = [("healthy-cache" if facts.full else "healthy") if known else "unknown"]
     name = fits[0]
     worry = "no" if name in _NO_WORRY else "watch" if name in _WATCH and facts.stuck < _FULL else "yes"
     return Verdict(name, worry, VERDICTS[name], tuple(facts.numbers()), tuple(fits[1:]), advice(name, snapshot, edge))
@@ -101,6 +100,11 @@ class _Facts:
         self.hits = self._hits(snapshot.group.name)
         self.hits_above = sum(self._hits(group.name) for group in snapshot.levels[1:])
         self.at_limit = edge.near or self.hits > 0 or (self.pressed and self.used >= _FULL)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is at its limit, or near it."""
+        return self.at_limit or self.used >= _FULL
 
     @property
     def used(self) -> float:
@@ -200,7 +204,7 @@ _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
     "hung": lambda facts: bool(
         facts.snapshot.group.others.get("oom_kill_disable") and facts.snapshot.group.others.get("under_oom")
     ),
-    "tmpfs-leak": lambda facts: facts.much(facts.part.get("shmem")) and (facts.stuck >= _FULL or facts.at_limit),
+    "tmpfs-leak": lambda facts: facts.much(facts.part.get("shmem")) and facts.full,
     "growth": lambda facts: facts.grows,
     "swap-storm": lambda facts: facts.swapped_in >= _STORM_BYTES_PER_S,
     "throttled": lambda facts: facts.edge.near and facts.edge.first is not None and facts.edge.first.kind == "high",

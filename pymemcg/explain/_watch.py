@@ -149,8 +149,8 @@ def _sampled(target: Target) -> Iterator[_Seen]:
     if seen.why is not None:
         yield seen
         return
-    from pymemcg.sampler import Sampler
     from pymemcg.detecting import stalls
+    from pymemcg.sampler import Sampler
 
     try:
         sampler = Sampler(target.spec)
