@@ -40,7 +40,15 @@ PAGES = "m = bytearray(b'x') * ({size} << 20)"
 # What must run in a full container may take this much above a bare interpreter.
 ROOM = 6 * MIB
 LOG = str(Path(__file__).parent.parent / "data" / "6.12-v2" / "dmesg-oom.txt")
-IN_A_FULL_CONTAINER = [["doctor"], ["doctor", "--json"], ["watch", "--once"], ["watch", "--once", "--json"], ["oom", LOG]]
+IN_A_FULL_CONTAINER = [
+    ["doctor"],
+    ["doctor", "--json"],
+    ["explain"],
+    ["explain", "--json"],
+    ["watch", "--once"],
+    ["watch", "--once", "--json"],
+    ["oom", LOG],
+]
 
 
 def run(*words: str, program: list[str] = COMMAND, **variables: str) -> subprocess.CompletedProcess[str]:
