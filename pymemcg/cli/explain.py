@@ -152,7 +152,13 @@ def _makeup(told: Explanation, width: int) -> str:
 def _limits(told: Explanation, width: int) -> str:
     if not told.edge.limits:
         return ""
-    return aligned([_LIMIT_TITLES, *map(_limit, told.edge.limits)], left=(0, 1, 6), width=width)
+    table = aligned([_LIMIT_TITLES, *map(_limit, told.edge.limits)], left=(0, 1, 6), width=width)
+    if not told.edge.sharers:
+        return table
+    rows = [
+        (elided(one.group, _GROUP_WIDTH), size(one.usage_bytes), "this one" if one.own else "") for one in told.edge.sharers
+    ]
+    return f"{table}\n\n{aligned([('below that limit', 'used', ''), *rows[:_SHOWN]], left=(0, 2))}"
 
 
 _LIMIT_TITLES: Final = ("group", "kind", "limit", "used", "left", "reclaimable", "what it does")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._words import share, size, span
+from pymemcg._words import number, share, size, span
 from pymemcg.explain._makeup import at_once
 
 if TYPE_CHECKING:
@@ -58,12 +58,28 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharer:
+    """A group that uses up an ancestor's limit together with others.
+
+    Attributes:
+        group: Its path.
+        usage_bytes: What it uses of that limit.
+        own: Whether it is the target, or has it below it.
+    """
+
+    group: str
+    usage_bytes: int
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     """How far it is to the edge.
 
     Attributes:
         limits: All that are set, from the group to the root.
         first: The one that bites first: hard ones, and memory.high; None where nothing limits.
+        sharers: Where that is an ancestor's: the groups right below it that can be seen, the largest first.
         near: Whether there is as good as no room below it.
         growth_bytes_per_s: Of the group's usage; None where it was not measured.
         unreclaimable_ratio: Of the first limit, the share that reclaim cannot take at once: at 1 the killer comes.
@@ -74,6 +90,7 @@ class Edge:
 
     limits: tuple[Limit, ...]
     first: Limit | None
+    sharers: tuple[Sharer, ...]
     near: bool
     growth_bytes_per_s: float | None
     unreclaimable_ratio: float | None
@@ -96,8 +113,19 @@ def edge(snapshot: Snapshot) -> Edge:
     ratio = None
     if first is not None and first.used_bytes is not None and first.reclaimable_bytes is not None and first.limit_bytes:
         ratio = max(0, first.used_bytes - first.reclaimable_bytes) / first.limit_bytes
-    told = Edge(limits, first, near, growth, ratio, _seconds_to_kill(snapshot, limits), says=())
+    told = Edge(limits, first, _sharers(snapshot, first), near, growth, ratio, _seconds_to_kill(snapshot, limits), says=())
     return replace(told, says=tuple(_says(snapshot, told)))
+
+
+def _sharers(snapshot: Snapshot, first: Limit | None) -> tuple[Sharer, ...]:
+    names = [group.name for group in snapshot.levels]
+    if first is None or first.group == snapshot.group.name or first.group not in names:
+        return ()
+    below = snapshot.levels[names.index(first.group) - 1]
+    top = first.group.rstrip("/")
+    others = [one.group for one in snapshot.neighbours if one.group.name.rpartition("/")[0] == top]
+    found = [Sharer(group.name, group.usage_bytes or 0, group is below) for group in (below, *others)]
+    return tuple(sorted(found, key=lambda one: one.usage_bytes, reverse=True))
 
 
 def is_near(limit: Limit) -> bool:
@@ -143,6 +171,10 @@ def _says(snapshot: Snapshot, told: Edge) -> Iterator[str]:
         kind = "memory.high" if first.kind == "high" else "hard limit"
         could = f", and {size(first.reclaimable_bytes)} of what is used could be reclaimed" if first.reclaimable_bytes else ""
         yield f"The {kind} that it meets first is {whose} of {size(first.limit_bytes)}: {size(first.left_bytes)} left{could}."
+    if len(told.sharers) > 1:
+        largest = told.sharers[0]
+        which = "this very group" if largest.own else largest.group
+        yield f"Of the {number(len(told.sharers))} groups below that limit, {which} uses most: {size(largest.usage_bytes)}."
     if told.unreclaimable_ratio is not None:
         ratio = share(told.unreclaimable_ratio)
         yield f"{ratio} of that limit is memory that reclaim cannot take at once; at 100 % nothing but swap is left."

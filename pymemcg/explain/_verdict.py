@@ -41,6 +41,7 @@ VERDICTS: Final = {
 """Verdict to what it says, the gravest first: the first that fits is told, others that fit beside it."""
 
 _MUCH: Final = 0.25  # of a limit: what is less does not explain that it is full
+_HALF: Final = 0.5  # of a limit that others share: where most of it is cache, nobody is squeezed
 _FULL: Final = 0.9
 """Share of the limit that neither reclaim nor swap can take, from which on little is left: some of the rest is always "
 "in use."""
@@ -52,7 +53,7 @@ _STORM_BYTES_PER_S: Final = 1 << 20  # 256 pages a second, some percent of a thr
 _PRESSED: Final = 0.005  # PSI `some`: a two-hundredth of the time in which somebody waits; a calm service has 0
 
 _NO_WORRY: Final = {"healthy", "healthy-cache"}
-_WATCH: Final = {"cache-pressure", "tmpfs-leak", "dirty-backlog", "kernel-memory", "throttled", "unknown"}
+_WATCH: Final = {"cache-pressure", "parent-squeezed", "tmpfs-leak", "dirty-backlog", "kernel-memory", "throttled", "unknown"}
 """They make it slow; where next to nothing is left to reclaim, they end in a kill."""
 
 
@@ -212,6 +213,7 @@ _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
         facts.edge.first is not None
         and facts.edge.first.group != facts.snapshot.group.name
         and (facts.edge.near or facts.hits_above > 0)
+        and (facts.pressed or (facts.edge.unreclaimable_ratio or 0.0) >= _HALF)
     ),
     "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.dirty),
     "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pymemcg.explain import VERDICTS, Meanwhile, explain, opened, take
-from pymemcg.explain._snapshot import Group, Snapshot, StallsSeen
+from pymemcg.explain._snapshot import Group, Neighbour, Snapshot, StallsSeen
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 KERNELS = sorted(path.name for path in DATA.iterdir() if (path / "proc").is_dir())
@@ -284,11 +284,27 @@ def test_a_situation_has_its_verdict(snapshot, verdict, worry):
     assert all(one.do and one.costs for one in told.advice)
 
 
+def with_parent(taken: Snapshot, neighbour_mib: int, **parts: int) -> Snapshot:
+    """In a group of 64 MiB, beside another."""
+    parent = replace(of(taken.levels[1], **parts), limits={"max": 64 * MIB})
+    beside = replace(taken.group, name="/pmc-parent/other", usage_bytes=neighbour_mib * MIB)
+    neighbours = (Neighbour(beside, None, None),)
+    return replace(taken, levels=(taken.group, parent, taken.levels[2]), neighbours=neighbours)
+
+
 def test_a_parents_limit_squeezes():
-    taken = calm()
-    parent = replace(taken.levels[1], usage_bytes=100 * MIB, limits={"max": 100 * MIB})
-    told = explain(replace(taken, levels=(taken.group, parent, taken.levels[2]))).verdict
-    assert (told.name, told.worry) == ("parent-squeezed", "yes")
+    told = explain(with_parent(calm(), 54, anon=60, inactive_file=4))
+    assert (told.verdict.name, told.verdict.worry) == ("parent-squeezed", "yes")
+    assert [(one.group, one.own) for one in told.edge.sharers] == [
+        ("/pmc-parent/other", False),
+        ("/pmc-parent/pmc-child", True),
+    ]
+    assert "/pmc-parent/other uses most: 54.0 MiB" in " ".join(told.edge.says)
+
+
+def test_a_parent_that_is_full_of_cache_squeezes_nobody():
+    told = explain(with_parent(calm(), 54, anon=10, inactive_file=54))
+    assert told.verdict.name == "healthy-cache"
 
 
 def test_swap_puts_off_that_it_is_full():
