@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from actor import Actor
 
@@ -113,3 +117,23 @@ STAGES = {
     "parent-squeezed": parent_squeezed,
     "tmpfs-leak": tmpfs_leak,
 }
+
+
+def main() -> None:
+    """Stage one and explain it: `python tests/live/stages.py SITUATION [ARGUMENTS OF EXPLAIN]`."""
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="pymemcg-", dir="/var/tmp") as folder:
+
+        def make(name: str, **options: Any) -> ChildGroup:
+            return stack.enter_context(ChildGroup(name, **options))
+
+        def start(group: ChildGroup) -> Actor:
+            actor = Actor(group=group)
+            stack.callback(actor.close)
+            return actor
+
+        with STAGES[sys.argv[1]](make, start, Path(folder)) as group:
+            subprocess.run([sys.executable, "-m", "pymemcg", "explain", group.spec, *sys.argv[2:]], check=True)
+
+
+if __name__ == "__main__":
+    main()
