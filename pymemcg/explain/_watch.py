@@ -6,24 +6,25 @@ PSI is read by the sampler alone, which waits until a read is harmless.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cgroup import Target, resolve
-from pymemcg.errors import MemcgError
+from pymemcg.errors import MemcgError, TargetError
 from pymemcg.explain._makeup import unwritten
 from pymemcg.explain._snapshot import Meanwhile, StallsSeen
-from pymemcg.explain._take import read_events, read_stat, read_usage
+from pymemcg.explain._take import read_events, read_limit, read_stat, read_usage
 from pymemcg.explain._tree import Tree
 
 if TYPE_CHECKING:
     from pymemcg._stall import Stall
+    from pymemcg.sampler import Sampler
 
-_LOOK_S: Final = 0.1
-_STAT_EACH: Final = 3  # looks
+_LOOKS: Final = 30  # 435 pairs: a few odd looks do not move their median, and Python sorts them in a moment
+_STAT_EACH: Final = 3  # looks: reading memory.stat takes locks of the kernel's
 _SAMPLERS_BYTES: Final = 64 << 20
 """Room that our own group must have for a sampler in it: with numpy that takes some 20 MiB, and watching must not fill it."""
 
@@ -36,39 +37,47 @@ def watch(spec: str, seconds: float) -> Meanwhile:
         NotSupported: This place has no memory cgroups.
     """
     target = resolve(spec)
-    first, begun = _Ends(target), time.monotonic()
-    usage: list[tuple[float, int]] = []
-    anon: list[tuple[float, int]] = []
-    dirty: list[tuple[float, int]] = []
-    with _sampled(target) as seen:
-        while (now := time.monotonic() - begun) < seconds:
-            tree = Tree()
-            _add(usage, now, read_usage(tree, target.directory, target.version))
-            if len(usage) % _STAT_EACH == 1:  # it takes locks of the kernel's
-                stat = read_stat(tree, target.directory, target.version)
-                _add(anon, now, anonymous(stat))
-                _add(dirty, now, unwritten(stat))
-            time.sleep(min(_LOOK_S, max(0.0, seconds - now)))
-    last, lasted = _Ends(resolve(spec)), time.monotonic() - begun
+    sampler, why_not = _sampler(spec)  # before the first look: its start takes time and memory
+    try:
+        first, begun_ns = _Ends(target), time.monotonic_ns()
+        looks = _Looks(target, seconds)
+        again = resolve(spec)
+        last, lasted_ns = _Ends(again), time.monotonic_ns() - begun_ns
+        if last.identity != first.identity:
+            raise TargetError(f"{spec} is another group than a moment ago", path=again.directory, hint="look again")
+        stalls = None
+        if sampler is not None:
+            stalls, why_not = _seen(sampler, begun_ns)
+    finally:
+        if sampler is not None:
+            sampler.stop()
     return Meanwhile(
-        seconds=lasted,
-        growth_bytes_per_s=trend(usage),
-        anon_growth_bytes_per_s=trend(anon),
-        anon_grows=grows([count for _, count in anon]),
-        most_dirty_bytes=max((count for _, count in dirty), default=None),
+        seconds=lasted_ns / 1e9,
+        growth_bytes_per_s=trend(looks.usage),
+        anon_growth_bytes_per_s=trend(looks.anon),
+        anon_grows=grows([count for _, count in looks.anon]),
+        most_dirty_bytes=max((count for _, count in looks.dirty), default=None),
         events={name: moved(events, last.events.get(name, {})) for name, events in first.events.items()},
-        stat=moved({name: count for name, count in first.stat.items() if _counts(name)}, last.stat),
-        vmstat=moved({name: count for name, count in first.vmstat.items() if _counts(name)}, last.vmstat),
-        stalls=seen.stalls,
-        why_no_stalls=seen.why,
+        stat=moved(counters(first.stat), last.stat),
+        vmstat=moved(counters(first.vmstat), last.vmstat),
+        stalls=stalls,
+        why_no_stalls=why_not,
     )
 
 
 class _Ends:
-    """What counters say at one end of the watch."""
+    """What counters say at one end of the watch.
+
+    Attributes:
+        identity: What tells the group from another one of its name; None where it is gone.
+        stat: memory.stat under the common names.
+        vmstat: Of the machine.
+        events: Level's name to its events.
+    """
 
     def __init__(self, target: Target) -> None:
         tree = Tree()
+        self.identity = _identity(target.directory)
         self.stat = read_stat(tree, target.directory, target.version)
         self.vmstat = tree.keyed("/proc/vmstat")
         self.events = {}
@@ -77,6 +86,38 @@ class _Ends:
             if i and target.version == 2:  # what happened to groups below an ancestor is no news of its own limit
                 events = tree.keyed(f"{level.directory}/memory.events.local") or events
             self.events[level.name] = events
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Looks:
+    """Readings at even distances, as seconds and bytes.
+
+    Attributes:
+        usage: Of the group.
+        anon: Of its memory without a file.
+        dirty: Of what has to be written to a disk.
+    """
+
+    def __init__(self, target: Target, seconds: float) -> None:
+        self.usage: list[tuple[float, int]] = []
+        self.anon: list[tuple[float, int]] = []
+        self.dirty: list[tuple[float, int]] = []
+        begun = time.monotonic()
+        for i in range(_LOOKS):
+            tree, now = Tree(), time.monotonic() - begun
+            _add(self.usage, now, read_usage(tree, target.directory, target.version))
+            if i % _STAT_EACH == 0:
+                stat = read_stat(tree, target.directory, target.version)
+                _add(self.anon, now, anonymous(stat))
+                _add(self.dirty, now, unwritten(stat))
+            time.sleep(max(0.0, begun + seconds * (i + 1) / _LOOKS - time.monotonic()))
 
 
 def _add(points: list[tuple[float, int]], now: float, count: int | None) -> None:
@@ -98,11 +139,9 @@ def grows(counts: list[int]) -> bool | None:
 _COUNTERS: Final = ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "compact_", "oom_kill", "swpin_", "swpout_")
 
 
-def _counts(name: str) -> bool:
-    """Whether a figure of memory.stat or vmstat is a counter, and not how much there is of something."""
-    return name.startswith(
-        ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "compact_", "oom_kill", "swpin", "swpout")
-    )
+def counters(figures: Mapping[str, int]) -> dict[str, int]:
+    """Those of memory.stat or vmstat that count what happened, and not how much there is of something."""
+    return {name: count for name, count in figures.items() if name.startswith(_COUNTERS)}
 
 
 def moved(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
@@ -134,68 +173,64 @@ def trend(points: list[tuple[float, int]]) -> float | None:
 # ---- Stalls --------------------------------------------------------------------------------------------------------
 
 
-class _Seen:
-    """What a sampler saw, or why none ran."""
-
-    stalls: StallsSeen | None = None
-    why: str | None = None
-
-
-@contextmanager
-def _sampled(target: Target) -> Iterator[_Seen]:
-    """Sample meanwhile, where that can be done without harm."""
-    seen = _Seen()
-    seen.why = _why_not(target)
-    if seen.why is not None:
-        yield seen
-        return
-    from pymemcg.detecting import stalls
-    from pymemcg.sampler import Sampler
-
-    try:
-        sampler = Sampler(target.spec)
-        sampler.start()
-    except MemcgError as error:
-        seen.why = str(error)
-        yield seen
-        return
-    try:
-        if sampler.role == "disabled":
-            seen.why = "sampling is disabled by PYMEMCG_DISABLE=1"
-            yield seen
-            return
-        begun_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        yield seen
-        told = [stall for stall in stalls(sampler) if (stall.end_ns or stall.start_ns) >= begun_ns]
-        evidence = tuple(name for name, why_not in sampler.evidence.items() if why_not is None)
-        seen.stalls = _counted(told, evidence)
-    except MemcgError as error:
-        seen.why = str(error)
-    finally:
-        sampler.stop()
-
-
-def _why_not(target: Target) -> str | None:
+def _sampler(spec: str) -> tuple[Sampler | None, str | None]:
+    """A sampler that runs, where that can be done without harm; or why not."""
     if find_spec("numpy") is None:
-        return "numpy is not installed, which a sampler needs"
-    if target.own and (room := _room(target)) is not None and room < _SAMPLERS_BYTES:
-        return f"a sampler in this group itself would need {_SAMPLERS_BYTES >> 20} MiB of room, and there is less"
-    return None
+        return None, "numpy is not installed, which a sampler needs"
+    room = _own_room()
+    if room is not None and room < _SAMPLERS_BYTES:
+        mib = _SAMPLERS_BYTES >> 20
+        return (
+            None,
+            f"a sampler would take memory of the group that this command runs in, and that has less than {mib} MiB left",
+        )
+    try:
+        from pymemcg.sampler import Sampler
+
+        sampler = Sampler(spec).start()
+    except (MemcgError, ImportError) as error:  # a numpy that is there may yet be one of another Python
+        return None, str(error)
+    if sampler.role == "disabled":
+        return None, "sampling is disabled by PYMEMCG_DISABLE=1"
+    return sampler, None
 
 
-def _room(target: Target) -> int | None:
-    from pymemcg.explain._take import read_limit
+def _own_room() -> int | None:
+    """What is left below the nearest limit of the group that pays for this process, or of one above it; None = no limit.
 
+    Whatever is watched: a neighbour's limit is none of ours, but its pod's may be.
+    """
+    try:
+        own = resolve()
+    except MemcgError:
+        return None
     tree, room = Tree(), []
-    for level in target.levels:
-        limit, usage = (read(tree, level.directory, target.version) for read in (read_limit, read_usage))
-        if limit is not None and usage is not None:
-            room.append(limit - usage)
+    for level in own.levels:
+        usage = read_usage(tree, level.directory, own.version)
+        used = {"max": usage, "high": usage}
+        if own.version == 1:
+            used["memsw"] = tree.number(f"{level.directory}/memory.memsw.usage_in_bytes")
+        for kind, count in used.items():
+            limit = read_limit(tree, level.directory, own.version, kind)
+            if limit is not None and count is not None:
+                room.append(limit - count)
     return min(room, default=None)
 
 
-def _counted(told: list[Stall], evidence: tuple[str, ...]) -> StallsSeen:
-    """Those of a millisecond and more; those of unknown length; and the rest."""
+def _seen(sampler: Sampler, begun_ns: int) -> tuple[StallsSeen | None, str | None]:
+    """What a sampler saw since then, or why that cannot be told."""
+    from pymemcg.detecting import stalls
+
+    try:
+        told = [stall for stall in stalls(sampler) if (stall.end_ns or stall.start_ns) >= begun_ns]
+        evidence = tuple(name for name, why_not in sampler.evidence.items() if why_not is None)
+    except MemcgError as error:
+        return None, str(error)
+    return tally(told, evidence), None
+
+
+def tally(told: Sequence[Stall], evidence: tuple[str, ...]) -> StallsSeen:
+    """Add up those of a millisecond and more, those of unknown length, and the rest."""
     long = [stall for stall in told if stall.harmless is False]
     known = [stall.stall_ns for stall in long if stall.stall_ns is not None]
     causes: dict[str, int] = {}
