@@ -141,7 +141,7 @@ _COUNTERS: Final = ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "
 
 def counters(figures: Mapping[str, int]) -> dict[str, int]:
     """Those of memory.stat or vmstat that count what happened, and not how much there is of something."""
-    return {name: count for name, count in figures.items() if name.startswith(_COUNTERS)}
+    return {name: count for name, count in figures.items() if name.startswith(_COUNTERS) and name != "workingset_nodes"}
 
 
 def moved(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
