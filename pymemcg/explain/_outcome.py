@@ -216,6 +216,8 @@ def _stalls(seen: StallsSeen) -> str:
         return (
             f"reclaim at the limit was noticed {number(seen.unknown)} times; for how long that held threads cannot be seen here"
         )
+    if not seen.count and seen.harmless_ns is None:
+        return "no hit of a limit was seen; whether threads waited for memory in other ways could not be told"
     if not seen.count:
         return f"no thread was held for a millisecond or longer{f', and {harmless}' if harmless else ''}"
     causes = ", ".join(f"{cause} {number(count)}" for cause, count in seen.causes.items())

@@ -154,8 +154,8 @@ class StallsSeen:
         worst_ns: The longest, ns; likewise.
         causes: Cause to how many.
         unknown: Records that say only that reclaim happened, not for how long; not in `count`.
-        evidence: What told them: "trace", "psi", "counters".
-        harmless_ns: Time in reclaim that held nobody for a millisecond, ns.
+        evidence: What told them: "trace", "psi" where it could be read meanwhile, "counters".
+        harmless_ns: Time in reclaim that held nobody for a millisecond, ns; None where no evidence tells durations.
     """
 
     count: int
@@ -178,8 +178,8 @@ class Meanwhile:
         anon_grows: Whether these grew all the time, and did not only breathe; None where there were too few readings.
         most_dirty_bytes: The most of it that was still to be written to a disk.
         events: Level's name to how often each event of it happened: "max", "high", "oom_kill".
-        stat: What of memory.stat moved, by its own names.
-        vmstat: What of /proc/vmstat moved.
+        stat: By how much counters of memory.stat rose, those that did, under the common names.
+        vmstat: Likewise of /proc/vmstat.
         stalls: Those of the group, where a sampler could run.
         why_no_stalls: Why none could.
     """

@@ -137,10 +137,10 @@ class _Facts:
 
     @property
     def pressed(self) -> bool:
-        """Whether somebody was held: by stalls that were seen, else by PSI's last 10 s."""
-        meanwhile = self.snapshot.meanwhile
-        if meanwhile is not None and meanwhile.stalls is not None:
-            return meanwhile.stalls.count > 0
+        """Whether somebody was held: by stalls, where what tells of durations saw them, else by PSI's last 10 s."""
+        stalls = self.snapshot.meanwhile.stalls if self.snapshot.meanwhile else None
+        if stalls is not None and (stalls.count or stalls.harmless_ns is not None):
+            return stalls.count > 0
         return self.snapshot.pressure.get("some", (0.0,))[0] >= _PRESSED
 
     @property

@@ -223,14 +223,17 @@ def _seen(sampler: Sampler, begun_ns: int) -> tuple[StallsSeen | None, str | Non
 
     try:
         told = [stall for stall in stalls(sampler) if (stall.end_ns or stall.start_ns) >= begun_ns]
-        evidence = tuple(name for name, why_not in sampler.evidence.items() if why_not is None)
+        evidence = {name for name, why_not in sampler.evidence.items() if why_not is None}
+        if not len(sampler.pressure.window(since_ns=begun_ns)):
+            evidence.discard("psi")  # it works, but reading it would have done harm: of this time it knows nothing
     except MemcgError as error:
         return None, str(error)
-    return tally(told, evidence), None
+    return tally(told, tuple(name for name in sampler.evidence if name in evidence)), None
 
 
 def tally(told: Sequence[Stall], evidence: tuple[str, ...]) -> StallsSeen:
     """Add up those of a millisecond and more, those of unknown length, and the rest."""
+    timed = not {"trace", "psi"}.isdisjoint(evidence)
     long = [stall for stall in told if stall.harmless is False]
     known = [stall.stall_ns for stall in long if stall.stall_ns is not None]
     causes: dict[str, int] = {}
@@ -238,10 +241,10 @@ def tally(told: Sequence[Stall], evidence: tuple[str, ...]) -> StallsSeen:
         causes[stall.cause] = causes.get(stall.cause, 0) + 1
     return StallsSeen(
         count=len(long),
-        stall_ns=sum(known) if len(known) == len(long) else None,
+        stall_ns=sum(known) if timed and len(known) == len(long) else None,
         worst_ns=max(known, default=None),
         causes=causes,
         unknown=sum(stall.harmless is None for stall in told),
         evidence=evidence,
-        harmless_ns=sum(stall.stall_ns or 0 for stall in told if stall.harmless),
+        harmless_ns=sum(stall.stall_ns or 0 for stall in told if stall.harmless) if timed else None,
     )
