@@ -57,7 +57,7 @@ def watch(spec: str, seconds: float) -> Meanwhile:
         anon_growth_bytes_per_s=trend(looks.anon),
         anon_grows=grows([count for _, count in looks.anon]),
         most_dirty_bytes=max((count for _, count in looks.dirty), default=None),
-        events={name: moved(events, last.events.get(name, {})) for name, events in first.events.items()},
+        events={name: happened(events, last.events.get(name, {})) for name, events in first.events.items()},
         stat=moved(counters(first.stat), last.stat),
         vmstat=moved(counters(first.vmstat), last.vmstat),
         stalls=stalls,
@@ -85,7 +85,18 @@ class _Ends:
             events = read_events(tree, level.directory, target.version)
             if i and target.version == 2:  # what happened to groups below an ancestor is no news of its own limit
                 events = tree.keyed(f"{level.directory}/memory.events.local") or events
+            elif target.version == 1:
+                _take_hits_where_they_count(tree, level.directory, events)
             self.events[level.name] = events
+
+
+def _take_hits_where_they_count(tree: Tree, at: str, events: dict[str, int]) -> None:
+    """memory.failcnt does not count where memsw's limit is not above memory's, but memory.memsw.failcnt does, until 6.15."""
+    limit, both = (read_limit(tree, at, 1, kind) for kind in ("max", "memsw"))
+    if limit is not None and both is not None and both <= limit:
+        events.pop("max", None)
+        if hits := tree.number(f"{at}/memory.memsw.failcnt"):  # 0 may be that of a kernel that does not count
+            events["max"] = hits
 
 
 def _identity(directory: str) -> tuple[int, int] | None:
@@ -142,6 +153,11 @@ _COUNTERS: Final = ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "
 def counters(figures: Mapping[str, int]) -> dict[str, int]:
     """Those of memory.stat or vmstat that count what happened, and not how much there is of something."""
     return {name: count for name, count in figures.items() if name.startswith(_COUNTERS) and name != "workingset_nodes"}
+
+
+def happened(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """How often each of these events happened, 0 where it did not; those that nobody counted at both ends are left out."""
+    return {name: after[name] - count for name, count in before.items() if after.get(name, -1) >= count}
 
 
 def moved(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
