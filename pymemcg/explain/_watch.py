@@ -39,10 +39,10 @@ def watch(spec: str, seconds: float) -> Meanwhile:
     target = resolve(spec)
     sampler, why_not = _sampler(spec)  # before the first look: its start takes time and memory
     try:
-        first, begun_ns = _Ends(target), time.monotonic_ns()
+        first, begun_ns = Ends(target), time.monotonic_ns()
         looks = _Looks(target, seconds)
         again = resolve(spec)
-        last, lasted_ns = _Ends(again), time.monotonic_ns() - begun_ns
+        last, lasted_ns = Ends(again), time.monotonic_ns() - begun_ns
         if last.identity != first.identity:
             raise TargetError(f"{spec} is another group than a moment ago", path=again.directory, hint="look again")
         stalls = None
@@ -65,7 +65,7 @@ def watch(spec: str, seconds: float) -> Meanwhile:
     )
 
 
-class _Ends:
+class Ends:
     """What counters say at one end of the watch.
 
     Attributes:
