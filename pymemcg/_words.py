@@ -7,12 +7,15 @@ import math
 from typing import Final
 
 UNKNOWN: Final = "–"
+_SIZES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _MINUTES_NS: Final = 99_500_000_000
 """From here on `span` has two units."""
 
 
 def plain(text: str) -> str:
     r"""A text of a file or of the kernel in one line, with what a terminal would obey as escapes: "\x1b"."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -21,11 +24,11 @@ def size(count: float | None, *, sign: bool = False) -> str:
     if count is None or math.isnan(count):
         return UNKNOWN
     prefix = "-" if count < 0 else "+" if sign and count > 0 else ""
-    left, units = abs(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while left >= 1024 and len(units) > 1:
+    left, power = abs(count), 0
+    while left >= 1024 and power < len(_SIZES) - 1:
         left /= 1024
-        units.pop(0)
-    return f"{prefix}{left:.0f} B" if units[0] == "B" else f"{prefix}{left:.1f} {units[0]}"
+        power += 1
+    return f"{prefix}{left:.1f} {_SIZES[power]}" if power else f"{prefix}{left:.0f} B"
 
 
 def number(count: float | None) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pymemcg._words import number, plain, share, size, span
 from pymemcg.cli._arguments import duration, rate
@@ -33,6 +36,18 @@ def test_sizes_have_the_binary_unit_that_suits(count, text):
 def test_a_sign_is_for_growth():
     assert size(1 << 20, sign=True) == "+1.0 MiB"
     assert size(0, sign=True) == "0 B"
+
+
+@given(st.lists(st.text("ab-.", min_size=1, max_size=14)), st.sampled_from(" \n\t"), st.integers(3, 12))
+def test_lines_are_those_of_textwrap(words, gap, width):
+    text = gap.join(words)
+    expected = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, tabsize=1)
+    assert wrapped(text, width) == expected
+
+
+def test_gaps_stay():
+    assert wrapped("  a  b ", 10) == ["  a  b"]
+    assert wrapped(" ", 10) == []
 
 
 @pytest.mark.parametrize(
