@@ -13,11 +13,10 @@ from pymemcg.oom._cause import cause, entrypoint
 from pymemcg.oom._kill import Candidate, Kill
 from pymemcg.oom._report import ROWS, UNLIMITED, Report, Row
 
-# A program may say "Killed process 7 (x)", too, but not what follows, or stands before it.
-_KILL = re.compile(
-    r"(?:(?<=ut of memory: )|(?<=_task\): )|(?=.*\((?:.*)\),? (?:UID|total-vm:|score \d)))"
-    r"Kill(ed)? process (\d{1,19})(?:, UID (\d{1,19}),)? \((.*)\)(?=[,\s]|$)(.*)"
-)
+_KILL = re.compile(r"Kill(ed)? process (\d{1,19})(?:, UID (\d{1,19}),)? \((.*)\)(?=[,\s]|$)(.*)")
+# A program may say "Killed process 7 (x)", too, but not what stands before it, or follows.
+_BEFORE_KILL: Final = ("ut of memory: ", "_task): ")
+_AFTER_KILL = re.compile(r"\(.*\),? (?:UID|total-vm:|score \d)")
 _FIGURE = re.compile(r"(total-vm|anon-rss|file-rss|shmem-rss|pgtables):\s*(\d{1,19})\s*kB")
 _UID = re.compile(r"UID[: ](\d{1,19})")
 _ADJ = re.compile(r"oom_score_adj:(-?\d{1,19})")
@@ -32,6 +31,8 @@ _WHEN = re.compile(
 )
 _PAGES: Final = (4096, 16384, 65536)
 _NEVER: Final = -1000  # OOM_SCORE_ADJ_MIN
+_TABLES: Final = ("nr_ptes", "nr_pmds", "nr_puds")  # before Linux 4.15, in pages
+_RSS: Final = ("rss_anon", "rss_file", "rss_shmem")
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ def kill_line(text: str) -> KillLine | None:
     if found is None or _SHARING in text:
         return None
     rest, before = found[5], text[: found.start()]
+    if not before.endswith(_BEFORE_KILL) and _AFTER_KILL.search(text, found.start()) is None:
+        return None
     uid, adj = _UID.search(rest), _ADJ.search(rest)
     number = found[3] or (uid[1] if uid else None)
     of_group = True if "emory cgroup out of memory" in before else False if "ut of memory" in before else None
@@ -161,7 +164,7 @@ def _page(report: Report, line: KillLine) -> int:
         return report.smallest_block
     virtual = line.figures.get("total-vm")
     row = next((row for row in report.rows if row.pid == line.pid), None)
-    pages = report.number(row, "total_vm") if row else None
+    pages = report.numbers(row).get("total_vm") if row else None
     if virtual and pages:
         return min(_PAGES, key=lambda size: abs(virtual - pages * size))
     return _PAGES[0]
@@ -215,20 +218,19 @@ def _candidate(report: Report, row: Row, page: int, total: int | None) -> Candid
     Badness is by the kernel's `oom_badness` (mm/oom_kill.c): rss + swap + page tables in pages, and oom_score_adj thousandths
     of what there is. (Before Linux 4.17 root's processes had 3 % less.)
     """
-    rss, swap = (report.number(row, name) or 0 for name in ("rss", "swapents"))
-    adj = report.number(row, "oom_score_adj") or 0
-    tables = report.number(row, "pgtables_bytes")
-    table_pages = sum(report.number(row, name) or 0 for name in ("nr_ptes", "nr_pmds", "nr_puds"))
+    numbers = report.numbers(row)
+    rss, swap, adj = numbers.get("rss", 0), numbers.get("swapents", 0), numbers.get("oom_score_adj", 0)
+    tables = numbers.get("pgtables_bytes")
     points = None
     if adj != _NEVER and (adj == 0 or total is not None):
-        points = rss + swap + ((tables or 0) // page or table_pages) + adj * ((total or 0) // 1000)
-    split = [report.number(row, name) for name in ("rss_anon", "rss_file", "rss_shmem")]
-    anon, file, shmem = (None if pages is None else pages * page for pages in split)
+        table_pages = sum(numbers.get(name, 0) for name in _TABLES) if tables is None else tables // page
+        points = rss + swap + table_pages + adj * ((total or 0) // 1000)
+    anon, file, shmem = [numbers[name] * page if name in numbers else None for name in _RSS]
     return Candidate(
         pid=row.pid,
-        uid=report.number(row, "uid") or 0,
+        uid=numbers.get("uid", 0),
         name=row.name,
-        virtual_bytes=(report.number(row, "total_vm") or 0) * page,
+        virtual_bytes=numbers.get("total_vm", 0) * page,
         rss_bytes=rss * page,
         anon_rss_bytes=anon,
         file_rss_bytes=file,

@@ -314,5 +314,6 @@ def kills(lines: Iterable[bytes | str]) -> Iterator[Kill]:
     """
     reader = Reader()
     for line in lines:
-        yield from reader.feed(line)
+        if told := reader.feed(line):
+            yield from told
     yield from reader.close()

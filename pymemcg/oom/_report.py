@@ -36,6 +36,7 @@ _PAIR = re.compile(r"(\w+)\s*:(\d{1,19})KB")
 _TABLE = re.compile(r"\[\s*pid\s*\]\s+(uid\s.*\bname)\s*$")
 _ROW = re.compile(r"\[\s*(\d{1,19})\]\s+((?:-?\d{1,19}\s+){5,})(.*)$")
 _STACK = re.compile(r"\+0x[0-9a-f]{1,8}/0x[0-9a-f]")
+_REGISTERS = re.compile(r": 00[0-9a-f]{2}(?::|[0-9a-f]{12}\b)")  # of x86: of the process that asked
 _ZONE = re.compile(
     r"(?:Node (\d{1,19}) )?(\w{1,16}) free:(\d{1,19})kB (?:boost:\d+kB )?min:(\d{1,19})kB low:(\d{1,19})kB high:(\d{1,19})kB"
 )  # not of NUMA: no node
@@ -66,7 +67,7 @@ class Row:
     """A line of the table of tasks, as printed: `numbers` are the columns between pid and name."""
 
     pid: int
-    numbers: list[str]
+    numbers: str
     name: str
 
 
@@ -134,17 +135,19 @@ class Report:
 
     def take_common(self, text: str) -> bool:
         """Likewise, a line of those that a report has most of: of the stack, of memory.stat, and of the table of tasks."""
-        if "+0x" in text and _STACK.search(text):
-            return True
-        if text.startswith("{"):
-            return False  # wrapped into JSON: its end is not the line's
         if self.stats is not None:
             before, _, number = text.rpartition(" ")
             if number.isdecimal() and len(number) < _DIGITS:
-                name = before.rpartition(" ")[2].rpartition(";")[2]
+                name = before[before.rfind(" ") + 1 :]
+                if ";" in name:  # of /dev/kmsg's records
+                    name = name.rpartition(";")[2]
                 if name.isidentifier() and name.islower():
                     self.stats[name] = int(number)
                     return True
+        if ("+0x" in text and _STACK.search(text)) or (": 00" in text and _REGISTERS.search(text)):
+            return True
+        if text.startswith("{"):
+            return False  # wrapped into JSON: its end is not the line's
         if self.columns is not None and (found := _ROW.search(text)) is not None:
             self._take_row(found)
             return True
@@ -204,23 +207,19 @@ class Report:
         return True
 
     def _take_row(self, found: re.Match[str]) -> None:
-        self.rows.append(Row(int(found[1]), found[2].split(), found[3].rstrip()[:_NAME]))
+        self.rows.append(Row(int(found[1]), found[2], found[3].rstrip()[:_NAME]))
         if len(self.rows) >= 2 * ROWS:
             self.rows.sort(key=self._weight, reverse=True)
             self.rows_left_out += len(self.rows) - ROWS
             del self.rows[ROWS:]
 
     def _weight(self, row: Row) -> tuple[bool, int]:
-        pages = sum(self.number(row, name) or 0 for name in ("rss", "swapents"))
-        return row.pid == self.victim, pages
+        numbers = self.numbers(row)
+        return row.pid == self.victim, numbers.get("rss", 0) + numbers.get("swapents", 0)
 
-    def number(self, row: Row, column: str) -> int | None:
-        """A number of a row; None where this kernel's table does not have it, or the line is cut."""
-        assert self.columns is not None
-        try:
-            return int(row.numbers[self.columns.index(column)])
-        except (ValueError, IndexError):
-            return None
+    def numbers(self, row: Row) -> dict[str, int]:
+        """What a row says, by the table's columns: which there are depends on the kernel, and the line may be cut."""
+        return dict(zip(self.columns or (), map(int, row.numbers.split()), strict=False))
 
     def constrain(self, text: str, number: int) -> None:
         """Use the line that says what limited the allocation, and who is to die."""

@@ -189,6 +189,6 @@ class TestErrors:
 
 
 def test_records_of_the_kernels_buffer():
-    assert of_record(b"4,339,5140900,-;anon 1\\x0afile 2\n SUBSYSTEM=x\n") == [b"4,339,5140900,-;anon 1", b"file 2"]
+    assert of_record(b"4,339,5140900,-;anon 1\\x0afile 2\n SUBSYSTEM=x\n") == ["4,339,5140900,-;anon 1", "file 2"]
     assert of_record(b"12,339,5140900,-;Out of memory: Killed process 1 (init)\n") == [], "a program wrote it, not the kernel"
     assert of_record(b"anything") == []
