@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -43,6 +44,11 @@ _KINDS: Final = {
     "file": ("file_mapped", "shmem", "file_dirty", "file_writeback"),
     "kernel": ("slab_reclaimable", "slab_unreclaimable", "pagetables", "kernel_stack", "percpu", "sock"),
 }
+# How runtimes and orchestrators call the groups of containers; some use only the id, or a UUID.
+_CONTAINERS: Final = re.compile(
+    r"docker|containerd|kubepods|cri-?o|libpod|podman|lxc|machine\.slice|nspawn|garden|nomad|ecs/|[0-9a-f]{64}"
+    r"|[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}"
+)
 _OF_A_GROUP: Final = {"own-limit", "parent-limit", "group-limit"}
 
 
@@ -118,7 +124,7 @@ class _Words:
         if kill.chosen_pid is not None:
             yield "chosen", f"pid {kill.chosen_pid}; a child of it died in its place"
         if kill.cause in _OF_A_GROUP:
-            yield "container", _ended(kill)
+            yield "container" if _CONTAINERS.search(kill.task_memcg or "") else "its group", _ended(kill)
             yield "group", f"{kill.task_memcg or 'not in the log'}{_usage(kill)}"
         else:
             yield "machine", _machine(kill)

@@ -31,10 +31,29 @@ def test_in_words(capsys):
     assert said.startswith("python3 (pid 216) was killed 12.961 s after the machine had started cause own-limit: ")
     assert "asked python3 (pid 216, the victim itself), GFP_KERNEL" in said
     assert "victim anon 1.2 MiB, file 6.5 MiB, shared 55.6 MiB" in said
-    assert "container it ended with this process: it was the only process of its group" in said
+    assert "its group it ended with this process: it was the only process of its group" in said
     assert "64.0 MiB of 64.0 MiB in use, at the limit 78,980 times; swap 127.9 MiB (no limit)" in said
     assert "file 61.5 MiB (file_mapped 55.7 MiB, shmem 61.5 MiB)" in said
     assert said.endswith(f"1 OOM kill in 101 lines of {LOG}")
+
+
+@pytest.mark.parametrize(
+    ("group", "word"),
+    [
+        ("/system.slice/nginx.service", "its group"),
+        ("/user.slice/user-1000.slice/session-2.scope", "its group"),
+        ("/docker/0a1b", "container"),
+        ("/kubepods/burstable/podA/c1", "container"),
+        ("/machine.slice/libpod-1.scope", "container"),
+        (f"/x/{'0123456789abcdef' * 4}", "container"),
+        ("/ecs-agent/9781c248-0edd-4cdb-9a93-f63cb662a5d3", "container"),
+    ],
+)
+def test_a_group_is_called_a_container_where_its_path_is_one_s(group, word, tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text(LOG.read_text().replace("/pmc-parent/pmc-child", group))
+    assert main(["oom", str(path)]) == 0
+    assert f" {word} it ended with this process" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_not_in_the_log_is_not_said(capsys):
