@@ -30,6 +30,11 @@ _WHEN = re.compile(
     r"|\b(?P<syslog>(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d)"
 )
 _PAGES: Final = (4096, 16384, 65536)
+_MOST: Final = (1 << 63) - 1  # PAGE_COUNTER_MAX is so much in whole pages, from Linux 3.19 on
+_IN_PAGES: Final = {"total-vm", "anon-rss", "file-rss", "shmem-rss", "anon", "file", "shmem", "cache", "rss"} | {
+    f"{state}_{kind}" for state in ("active", "inactive") for kind in ("anon", "file")
+}
+_ENOUGH: Final = 4  # one number in sixteen of 4 KiB is one of 64 KiB, four hardly ever are
 _NEVER: Final = -1000  # OOM_SCORE_ADJ_MIN
 _TABLES: Final = ("nr_ptes", "nr_pmds", "nr_puds")  # before Linux 4.15, in pages
 _RSS: Final = ("rss_anon", "rss_file", "rss_shmem")
@@ -159,15 +164,25 @@ def _limit(limit: int | None) -> int | None:
 
 
 def _page(report: Report, line: KillLine) -> int:
-    """A page there: the smallest block of a free list, or virtual memory in kB beside that in pages; else 4 KiB."""
+    """A page there.
+
+    The smallest block of a free list, or what "no limit" is printed as, or virtual memory in kB beside that in pages; or what
+    all figures are multiples of; else 4 KiB.
+    """
     if report.smallest_block in _PAGES:
         return report.smallest_block
+    limits = {limit for _, limit, _ in report.usage.values()}
+    if said := [page for page in _PAGES if _MOST // page * page in limits]:
+        return said[0]
     virtual = line.figures.get("total-vm")
     row = next((row for row in report.rows if row.pid == line.pid), None)
     pages = report.numbers(row).get("total_vm") if row else None
     if virtual and pages:
         return min(_PAGES, key=lambda size: abs(virtual - pages * size))
-    return _PAGES[0]
+    told = [line.figures, *report.groups.values()]
+    figures = {some[name] for some in told for name in _IN_PAGES & some.keys()} - {0}
+    alike = [page for page in _PAGES if not any(figure % page for figure in figures)]
+    return alike[-1] if alike and len(figures) >= _ENOUGH else _PAGES[0]
 
 
 def _memory(report: Report, page: int) -> dict[str, int]:

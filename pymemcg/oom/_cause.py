@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of five causes a kill had, what that rests on, and whether it ended a container."""
+"""Which of five causes a kill had, what that rests on, and whether it ended a group, as a container."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Final
 from pymemcg._words import size
 from pymemcg.oom._report import UNLIMITED, Report
 
-_ANY_HIGH: Final = 0x2 | 0x8  # __GFP_HIGHMEM, __GFP_MOVABLE: what these may not ask for is none of theirs
 _DIGITS: Final = 12  # of a range of nodes
-_HIGH_ZONES: Final = ("HighMem", "Movable")
 
 
 def cause(report: Report, page: int, *, of_group: bool | None) -> tuple[str, str]:
@@ -61,7 +59,7 @@ def _of_machine(report: Report, page: int) -> tuple[str, str]:
 
 
 def _why_machine(report: Report) -> str:
-    free = sum(zone[0] for zone in report.zones.values())
+    free = sum(sizes[0] for sizes in report.zones.values())
     left = f": {size(free)} were free" if report.zones else ""
     if report.order == -1 or report.by_hand:
         return "an administrator asked for a kill (SysRq-f)"
@@ -86,12 +84,11 @@ def _some_nodes(report: Report) -> str | None:
 def _in_pieces(report: Report, page: int) -> str | None:
     """Where there was memory, but not in one piece: a zone that would have served single pages, by `__zone_watermark_ok`."""
     wanted = page << (report.order or 0)
-    mask = int(report.gfp_mask.partition("(")[0] or "0", 16)
-    zones = [zone for zone in report.as_zones(page) if zone.name not in _HIGH_ZONES or mask & _ANY_HIGH]
     zones = [
         zone
-        for zone in zones
-        if zone.free_bytes - wanted > zone.min_bytes + zone.reserved_bytes
+        for zone in report.as_zones(page)
+        if report.may_use(zone.name)
+        and zone.free_bytes - wanted > zone.min_bytes + zone.reserved_bytes
         and (zone.largest_free_bytes is None or zone.largest_free_bytes < wanted)
     ]
     if not zones:
@@ -113,7 +110,7 @@ def _numbers(ranges: str) -> set[int]:
 
 
 def entrypoint(report: Report, pid: int, of: str) -> tuple[str, str]:
-    """Whether the victim was the first process of its container, pid 1 of its pid namespace, and why.
+    """Whether the victim was the first process of its group, as a container's is pid 1 of its pid namespace, and why.
 
     The log has the host's pids alone. But the table lists all processes below the group that was at its limit, and pids rise
     until they begin again at 300: the first process of a container has the least, nearly always.
@@ -124,7 +121,7 @@ def entrypoint(report: Report, pid: int, of: str) -> tuple[str, str]:
     elif not report.rows or report.mixed:
         told = "unknown", "the log has no table of tasks" if not report.rows else "tables of two reports are mixed in the log"
     elif of != "own-limit":
-        told = "unknown", "the table of tasks is of more than its container"
+        told = "unknown", "the table of tasks is of more than its group"
     elif len(others) == len(report.rows):
         told = "unknown", "the table of tasks does not have it"
     elif report.rows_left_out:

@@ -71,7 +71,7 @@ class Zone:
         min_bytes: Below this watermark only the kernel's own needs are served.
         low_bytes: Below this one kswapd begins to reclaim.
         high_bytes: Above this one it ends.
-        reserved_bytes: Of this zone, kept from requests that a higher zone could serve (`lowmem_reserve`, its last number).
+        reserved_bytes: Of this zone, kept from this request since a higher zone could serve it, too (`lowmem_reserve`).
         largest_free_bytes: The largest block in one piece; None where the log does not say.
     """
 
@@ -105,7 +105,8 @@ class Kill:
         task_memcg: The victim's group.
         group_kill: All processes of the group were killed with it (memory.oom.group).
         chosen_pid: Which process was chosen, where a child of it died in its place (before Linux 5.3).
-        entrypoint: Whether the victim was pid 1 of its container, which ended with it: "yes", "likely", "unlikely", "unknown".
+        entrypoint: Whether the victim was the first process of its group, so that a container, if it is one's, ended with it:
+            "yes", "likely", "unlikely", "unknown".
         entrypoint_why: What that rests on.
         total_vm_bytes: Its virtual memory.
         anon_rss_bytes: Its resident anonymous memory.

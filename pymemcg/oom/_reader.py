@@ -11,7 +11,7 @@ from typing import Final
 
 from pymemcg.oom._build import KillLine, build, kill_line, known_figures
 from pymemcg.oom._kill import Kill
-from pymemcg.oom._report import Report, begun
+from pymemcg.oom._report import ROWS, Report, begun
 
 _MOST_OPEN: Final = 8
 """Reports of several CPUs may come at once; more than these are not kept open."""
@@ -225,6 +225,8 @@ class Reader:
             return []
         told = self._release()
         first = not report.killed
+        if len(report.killed) >= ROWS:  # nor does what has many thousands need them all
+            report.killed.pop()
         report.killed.add(line.pid)
         report.complete, report.lines = True, 0
         of_group = line.of_group if line.of_group is not None else report.says_group
@@ -249,12 +251,15 @@ class Reader:
         named = [one for one in (open_ones if line.done else waiting) if line.pid == one.victim]
         called = [one for one in waiting if caller is not None and caller == one.caller]
         # Until 5.2 "Kill process" may name a thread, which no table lists, and "Killed process" its process or a child of it.
-        asked = [one for one in waiting if one.victim is None and not line.done and one.pid == line.pid]
+        asked = [one for one in waiting if one.victim is None and one.pid == line.pid]
         chosen = [one for one in waiting if one.victim is not None and line.done and line.of_group is None]
         alike = [one for one in chosen if one.victim_name == line.name]
         listed = [one for one in waiting if any(row.pid == line.pid for row in one.rows)]
         together = [one for one in open_ones if one.group_kill]
-        nameless = [one for one in waiting if one.victim is None and not (one.rows and line.done)]
+        # What nothing ties to a report is a kill whose own report is lost, as one between a head and its table. But "Kill
+        # process" follows the table; or the head, where somebody kept only lines with "kill".
+        ended = [one for one in waiting if one.known or one.rows or one.pid is None]
+        nameless = [one for one in ended if one.victim is None and not line.done]
         return next((ones[0] for ones in (named, called, asked, alike, listed, together, chosen, nameless) if ones), None)
 
     def _forget(self) -> list[Kill]:

@@ -16,7 +16,10 @@ from pymemcg.oom._kill import Asker, Zone
 UNLIMITED: Final = 1 << 60
 """Kernels print "no limit" as the most pages that they can count, in kB: 9007199254740988 with pages of 4 KiB."""
 ROWS: Final = 1000
-"""So many rows of a table are kept, the worst; all are there in the meantime, up to twice as many."""
+"""So many rows of a table are kept, the worst; all are there in the meantime, up to twice as many. And so many groups and
+zones: a report that does not end must not take all memory."""
+_KEYS: Final = 200
+"""Likewise of one group's memory.stat. Linux 6.18 has 60 lines of it."""
 _DIGITS: Final = 20
 _NAME: Final = 64  # of a kernel's thread; all others have 15 at most
 _COMM: Final = 15  # TASK_COMM_LEN is 16, with its end
@@ -55,6 +58,9 @@ _OOM_MEMCG = re.compile(r"oom_memcg=(.*?),task_memcg=")
 _TASK_MEMCG = re.compile(r"task_memcg=(.*?),task=")
 _VICTIM = re.compile(r",task=(.*),pid=(\d{1,19})(?:,uid=(\d{1,19}))?")
 
+_ZONES: Final = ("DMA", "DMA32", "Normal", "HighMem", "Movable", "Device")
+_KINDS_OF_ZONES: Final = 16  # more than any kernel has
+_GFP_DMA, _GFP_HIGHMEM, _GFP_DMA32, _GFP_MOVABLE = 0x1, 0x2, 0x4, 0x8  # the same from Linux 2.6.24 on
 _KEPT: Final = frozenset("CHI")
 """Free blocks of which nobody gets any: of CMA (for movable pages alone), for atomic allocations, isolated."""
 
@@ -93,7 +99,8 @@ class Report:
     usage: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
-    zones: dict[tuple[int, str], list[int]] = field(default_factory=dict)
+    zones: dict[tuple[int, str], tuple[int, int, int, int]] = field(default_factory=dict)
+    reserves: dict[tuple[int, str], list[int]] = field(default_factory=dict)
     nodes: set[int] = field(default_factory=set)
     free_blocks: dict[tuple[int, str], int] = field(default_factory=dict)
     ram_pages: int = 0
@@ -141,7 +148,7 @@ class Report:
                 name = before[before.rfind(" ") + 1 :]
                 if ";" in name:  # of /dev/kmsg's records
                     name = name.rpartition(";")[2]
-                if name.isidentifier() and name.islower():
+                if name.isidentifier() and name.islower() and len(self.stats) < _KEYS:
                     self.stats[name] = int(number)
                     return True
         if ("+0x" in text and _STACK.search(text)) or (": 00" in text and _REGISTERS.search(text)):
@@ -158,7 +165,7 @@ class Report:
             self.usage[found[1]] = (int(found[2]) << 10, int(found[3]) << 10, int(found[4]))
         elif "Memory cgroup stats for " in text and (found := _STATS.search(text)):
             group = self.groups.setdefault(whole(found[1]), {}) if len(self.groups) < ROWS else {}
-            group.update({name: int(number) << 10 for name, number in _PAIR.findall(found[2])})
+            group.update({name: int(number) << 10 for name, number in _PAIR.findall(found[2])[: _KEYS - len(group)]})
             self.stats = None if group else group
         elif "pid" in text and (found := _TABLE.search(text)):
             self.columns, self.stats = found[1].split(), None
@@ -174,14 +181,17 @@ class Report:
 
     def _take_machine(self, text: str) -> bool:
         if " free:" in text and (found := _ZONE.search(text)):
-            self.zones[int(found[1] or 0), found[2]] = [*(int(found[i]) << 10 for i in range(3, 7)), 0]
+            if len(self.zones) < ROWS:
+                free, least, low, high = (int(found[i]) << 10 for i in range(3, 7))
+                self.zones[int(found[1] or 0), found[2]] = free, least, low, high
         elif "lowmem_reserve[]" in text and (found := _RESERVE.search(text)) and self.zones:
-            self.zones[next(reversed(self.zones))][4] = int(found[1].split()[-1])
+            self.reserves[next(reversed(self.zones))] = list(map(int, found[1].split()[:_KINDS_OF_ZONES]))
         elif "*" in text and (found := _BUDDY.search(text)):
             blocks = [(int(count), int(kib) << 10, set(kinds)) for count, kib, kinds in _BLOCKS.findall(found[3])]
             self.smallest_block = blocks[0][1]
             sizes = (size for count, size, kinds in blocks if count and not (kinds and kinds <= _KEPT))
-            self.free_blocks[int(found[1] or 0), found[2]] = max(sizes, default=0)
+            if len(self.free_blocks) < ROWS:
+                self.free_blocks[int(found[1] or 0), found[2]] = max(sizes, default=0)
         elif "active_anon:" in text or self.counters:
             return self._take_counters(text)
         else:
@@ -242,9 +252,36 @@ class Report:
     def as_zones(self, page: int) -> tuple[Zone, ...]:
         """The zones."""
         return tuple(
-            Zone(node, name, free, least, low, high, reserve * page, self.free_blocks.get((node, name)))
-            for (node, name), (free, least, low, high, reserve) in self.zones.items()
+            Zone(node, name, *sizes, self._reserved(node, name) * page, self.free_blocks.get((node, name)))
+            for (node, name), sizes in self.zones.items()
         )
+
+    def may_use(self, zone: str) -> bool:
+        """Whether the request may be served by a zone of this name."""
+        return _rank(zone) <= _rank(self._highest())
+
+    def _highest(self) -> str:
+        """The highest zone that the request may have, by `gfp_zone` (include/linux/gfp.h)."""
+        mask = int(self.gfp_mask.partition("(")[0] or "0", 16)
+        if mask & _GFP_HIGHMEM:
+            return "Movable" if mask & _GFP_MOVABLE else "HighMem"
+        return "DMA32" if mask & _GFP_DMA32 else "DMA" if mask & _GFP_DMA else "Normal"
+
+    def _reserved(self, node: int, name: str) -> int:
+        """Pages of a zone that are kept from this request: `lowmem_reserve` at the highest zone that it may have.
+
+        Which index that is depends on how the kernel was built. But the numbers rise with each zone above that has memory, by
+        `setup_per_zone_lowmem_reserve` (mm/page_alloc.c), and these are the node's that have lines of their own.
+        """
+        rank = _rank(name)
+        above = sum(one == node and rank < _rank(other) and self.may_use(other) for one, other in self.zones)
+        steps = sorted({0, *self.reserves.get((node, name), [])})
+        return steps[min(above, len(steps) - 1)]
+
+
+def _rank(zone: str) -> int:
+    """Higher zones' requests may be served by lower ones."""
+    return _ZONES.index(zone) if zone in _ZONES else -1
 
 
 def begun(text: str) -> Report:
@@ -268,5 +305,5 @@ def _comm(before: str) -> str:
 
 
 def whole(text: str) -> str:
-    """A text without the gaps that a pager or an editor made in it; no name has two blanks in a row."""
-    return re.sub(r"\s{2,}", "", text.strip())
+    """A text without the gaps that a pager or an editor made in it; a name may have two blanks in a row, and hardly three."""
+    return re.sub(r"\s{3,}", "", text.strip())

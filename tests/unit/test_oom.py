@@ -158,8 +158,25 @@ def test_a_high_order_at_a_limit_is_the_limit():
 
 def test_memory_that_the_request_may_not_have():
     """A 32-bit kernel's own needs must lie in low memory, however much of the other is free."""
-    text = FRAGMENTED.replace("Node 0 Normal free:", "Node 0 HighMem free:")
-    assert only(text).cause == "machine"
+    text = IN_PIECES.format(constraint="CONSTRAINT_NONE", nodes="(null)")
+    high = "[200.165] Node 0 HighMem free:90000kB boost:0kB min:512kB low:640kB high:768kB\n[200.17] Node 0 DMA:"
+    assert only(text.replace("[200.17] Node 0 DMA:", high)).cause == "machine"
+    assert only(text.replace("[200.17] Node 0 DMA:", high).replace("0xcc0(GFP_KERNEL)", "0xcc2")).cause == "fragmentation"
+
+
+def test_what_is_kept_for_requests_that_a_higher_zone_cannot_serve():
+    """Of lowmem_reserve that number counts which is of the highest zone that the request may have."""
+    movable = "[200.165] Node 0 Movable free:200kB boost:0kB min:256kB low:320kB high:384kB\n"
+    reserve = "[200.16] lowmem_reserve[]: 0 0 0"
+    text = FRAGMENTED.replace(f"{reserve} 0\n", f"{reserve} 30000\n{movable}")
+    kernels = only(text)
+    assert (kernels.cause, [zone.reserved_bytes for zone in kernels.zones]) == ("fragmentation", [960 * 4096, 0, 0])
+    users = only(text.replace("0xcc0(GFP_KERNEL)", "0x140cca(GFP_HIGHUSER_MOVABLE|__GFP_COMP)"))
+    assert (users.cause, [zone.reserved_bytes for zone in users.zones]) == ("machine", [960 * 4096, 30000 * 4096, 0])
+    low = only(text.replace("0xcc0(GFP_KERNEL)", "0xcc1(GFP_KERNEL|GFP_DMA)"))
+    assert [zone.reserved_bytes for zone in low.zones] == [0, 0, 0]
+    other_node = only(text.replace("Node 0 Movable free", "Node 1 Movable free").replace("0xcc0(GFP_KERNEL)", "0x140cca"))
+    assert [zone.reserved_bytes for zone in other_node.zones] == [960 * 4096, 0, 0]
 
 
 def test_sysrq():
@@ -217,6 +234,24 @@ def test_a_kill_between_two_reports_is_of_neither():
         (51, "own-limit"),
         (52, "own-limit"),
     ]
+
+
+@pytest.mark.parametrize("text", [MACHINE, OWN_3_10, GROUP], ids=["machine", "3.10", "group"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("group", [True, False])
+def test_a_kill_between_a_head_and_its_table_is_another_one(text, at, group):
+    lone = LONE.replace("process 12 (a)", "process 99 (z)")
+    lines = text.splitlines()
+    lines.insert(at, lone if group else lone.replace("Memory cgroup out", "Out"))
+    other, *rest = of("\n".join(lines))
+    assert (other.pid, other.asker, other.order, other.candidates) == (99, None, None, ())
+    assert [{**kill.to_dict(), "line": 0} for kill in rest] == [{**kill.to_dict(), "line": 0} for kill in of(text)]
+
+
+def test_lines_with_kill_alone():
+    """As of `grep kill`."""
+    kill = only("\n".join(line for line in OWN_3_10.splitlines() if "kill" in line.lower()))
+    assert (kill.pid, kill.order, kill.asker.name) == (4242, 0, "java")
 
 
 @pytest.mark.parametrize("text", [OWN_3_10, PARENT_4_15, OWN_5_1, MACHINE], ids=["3.10", "4.15", "5.1", "6.8"])
@@ -348,6 +383,33 @@ def test_names_with_blanks_and_brackets():
     assert of(text)[0].asker.name == "(sd-pam) x"
 
 
+def test_groups_with_two_blanks_in_their_names():
+    first, _ = of(GROUP.replace("=/a,", "=/a  b,"))
+    assert (first.oom_memcg, first.task_memcg) == ("/a  b", "/a  b")
+    old = only(OWN_3_10.replace("/docker/0a1b", "/docker  x/0a1b"))
+    assert (old.oom_memcg, old.task_memcg, old.memory["anon"]) == ("/docker  x/0a1b", "/docker  x/0a1b", 524204 << 10)
+
+
+@pytest.mark.parametrize("kib", [4, 16, 64])
+def test_pages_are_told_by_what_no_limit_is(kib):
+    """The largest number of whole pages, in kB."""
+    none = ((1 << 63) - 1) // (kib << 10) * kib
+    kill = of(GROUP.replace("[1.2]", f"[1.11] swap: usage 0kB, limit {none}kB, failcnt 0\n[1.2]"))[0]
+    assert (kill.page_bytes, kill.swap_limit_bytes) == (kib << 10, None)
+
+
+@pytest.mark.parametrize("kib", [4, 16, 64])
+def test_pages_are_told_by_what_all_figures_are_multiples_of(kib):
+    killed = f"total-vm:{kib * 4321}kB, anon-rss:{kib * 323}kB, file-rss:{kib * 11}kB, shmem-rss:{kib}kB"
+    row = "[1.15] [     60]     7    60     1000      100    65536       10             0 other"
+    head = "[1.14] [  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name"
+    text = GROUP.replace("total-vm:4kB, anon-rss:4kB, file-rss:0kB, shmem-rss:0kB", killed)
+    kill = of(text.replace("[1.2]", f"{head}\n{row}\n[1.2]"))[0]
+    assert (kill.page_bytes, kill.candidates[0].rss_bytes) == (kib << 10, 100 * kib << 10)
+    few = of(GROUP.replace("total-vm:4kB, anon-rss:4kB", "total-vm:64kB, anon-rss:64kB"))[0]
+    assert few.page_bytes == 4096, "two figures may be so by chance"
+
+
 def test_a_log_that_begins_within_a_report():
     kill = only("".join(OWN_3_10.splitlines(keepends=True)[9:]))
     assert (kill.cause, kill.oom_memcg, len(kill.candidates), kill.order) == ("group-limit", "/docker/0a1b", 2, None)
@@ -431,5 +493,34 @@ def test_memory_stays():
                 reader.feed(opening)
                 reader.feed(OWN_3_10.splitlines()[10])
         assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1.1] name_that_nobody_knows_{} 5",
+        "[1.1] Node {} Normal free:5kB min:5kB low:5kB high:5kB",
+        "[1.1] Node {} Normal: 5*4kB (U) = 20kB",
+        "[1.1] Memory cgroup stats for /a/{}: cache:0KB rss:0KB",
+        "[1.1] Memory cgroup out of memory: Killed process {} (a) total-vm:4kB, anon-rss:4kB, UID:0 oom_score_adj:0",
+    ],
+    ids=["statistics", "zones", "blocks", "groups", "kills"],
+)
+def test_memory_stays_in_a_report_without_an_end(line):
+    begin = "[1.0] a invoked oom-killer: order=0\n" + ("Memory cgroup stats for /a:" if "name" in line else "")
+    if "Killed" in line:
+        begin = "".join(GROUP.splitlines(keepends=True)[:5])
+    reader = Reader()
+    for opening in begin.splitlines():
+        reader.feed(opening)
+    for at in range(3000):
+        reader.feed(line.format(at))
+    tracemalloc.start()
+    try:
+        for at in range(3000, 13_000):
+            reader.feed(line.format(at))
+        assert tracemalloc.get_traced_memory()[0] < 200_000
     finally:
         tracemalloc.stop()
