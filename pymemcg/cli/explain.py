@@ -21,6 +21,7 @@ from pymemcg.explain import Explanation, Tree, explain, notes, opened, take
 
 if TYPE_CHECKING:
     from pymemcg.explain._edge import Limit
+    from pymemcg.explain._kubernetes import KubernetesSection
     from pymemcg.explain._outcome import Candidate
     from pymemcg.explain._snapshot import Snapshot
 
@@ -99,6 +100,8 @@ class _Page:
         yield from self._part("How far to the edge", _limits(told, self._width), told.edge.says)
         yield from self._part("What happens there", _candidates(told), told.outcome.says)
         yield from self._part("The node", _zones(told), told.machine.says)
+        if told.kubernetes is not None:
+            yield from self._part("Kubernetes", _pods(told.kubernetes), told.kubernetes.says)
         if snapshot.absent:
             yield from self._part("What could not be read", "", [f"{what}: {why}" for what, why in snapshot.absent.items()])
 
@@ -178,6 +181,19 @@ def _zones(told: Explanation) -> str:
         figures = (zone.free_bytes, zone.min_bytes, zone.low_bytes, zone.high_bytes, zone.managed_bytes)
         rows.append((f"{zone.name} of node {zone.node}", *map(size, figures)))
     return aligned([_ZONE_TITLES, *rows]) if rows else ""
+
+
+_POD_TITLES: Final = ("pod or container", "class", "usage", "working set", "request", "beyond it", "limit", "")
+
+
+def _pods(told: KubernetesSection) -> str:
+    """The furthest beyond its request first: the first that the kubelet would evict."""
+    rows = []
+    for one in (*told.pods[:_SHOWN], *told.containers[:_SHOWN]):
+        figures = (one.usage_bytes, one.working_set_bytes, one.request_bytes, one.over_request_bytes, one.limit_bytes)
+        named = elided(one.name.rstrip("/").rpartition("/")[2] or one.name, _GROUP_WIDTH)
+        rows.append((f"{one.kind} {named}", one.qos or UNKNOWN, *map(size, figures), "this one" if one.target else ""))
+    return aligned([_POD_TITLES, *rows], left=(0, 1, 7)) if rows else ""
 
 
 _CANDIDATE_TITLES: Final = ("process", "pid", "badness", "resident", "swap", "page tables", "oom_score_adj")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pymemcg.explain._edge import Edge, edge
+from pymemcg.explain._kubernetes import KubernetesSection, kubernetes
 from pymemcg.explain._makeup import Makeup, makeup
 from pymemcg.explain._node import Machine, machine
 from pymemcg.explain._outcome import Outcome, outcome
@@ -34,6 +35,7 @@ class Explanation:
         edge: How far it is to the edge.
         outcome: What happens there.
         machine: The node.
+        kubernetes: What Kubernetes makes of it; None where nothing points there.
     """
 
     snapshot: Snapshot
@@ -43,9 +45,10 @@ class Explanation:
     edge: Edge
     outcome: Outcome
     machine: Machine
+    kubernetes: KubernetesSection | None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, as for JSON; the zones and neighbours as they are in the snapshot."""
+        """All of it as plain values, as for JSON."""
         return asdict(self)
 
 
@@ -53,4 +56,5 @@ def explain(snapshot: Snapshot) -> Explanation:
     """Explain a snapshot. Pure: safe to call from any thread."""
     made, ahead = makeup(snapshot), edge(snapshot)
     then = outcome(snapshot, ahead)
-    return Explanation(snapshot, judge(snapshot, made, ahead, then), tools(snapshot), made, ahead, then, machine(snapshot))
+    verdict = judge(snapshot, made, ahead, then)
+    return Explanation(snapshot, verdict, tools(snapshot), made, ahead, then, machine(snapshot), kubernetes(snapshot))

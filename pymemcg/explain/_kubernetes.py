@@ -25,8 +25,8 @@ from pymemcg.explain._pods import (
     rank,
     ranked,
     request_of,
-    working_set,
 )
+from pymemcg.explain._tools import working_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -50,7 +50,7 @@ class Outcome:
         swappiness: 0 = anonymous memory is swapped at the very last; of the group on v1, else of the machine.
         kill: What ends it: "process", "group" (memory.oom.group), or "off": tasks hang instead (v1's oom_kill_disable).
         total_bytes: What `oom_score_adj` is a share of: the limit, and swap.
-        candidates: The group's processes, the first to die first.
+        candidates: The group's processes, the first to die first, without the one that looked.
         kills: How many the group has seen.
         says: In sentences.
     """
@@ -70,7 +70,7 @@ def outcome(snapshot: Snapshot, edge: Edge) -> Outcome:
     owner = next((group for group in snapshot.levels if first and group.name == first.group), None)
     total = _total_bytes(snapshot, owner)
     ranked = sorted(
-        (_candidate(one, total) for one in snapshot.processes),
+        (_candidate(one, total) for one in snapshot.processes if not (snapshot.own and one.pid == snapshot.own_pid)),
         key=lambda one: (one.badness_bytes is not None, one.badness_bytes or 0),
         reverse=True,
     )

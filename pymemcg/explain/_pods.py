@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.explain._neighbours import POD
+from pymemcg.explain._tools import working_set
 
 if TYPE_CHECKING:
     from pymemcg.explain._snapshot import Group, Neighbour, Snapshot
@@ -156,11 +157,6 @@ class Rank:
     request_from: str | None
     over_request_bytes: int | None
     limit_bytes: int | None
-
-
-def working_set(group: Group) -> int | None:
-    """Usage less inactive file cache (cAdvisor, container/libcontainer/handler.go); usage where that is not told."""
-    return None if group.usage_bytes is None else max(0, group.usage_bytes - group.stat.get("inactive_file", 0))
 
 
 def rank(group: Group, kind: str, where: Place | None, request: Request | None, *, target: bool) -> Rank:

@@ -227,6 +227,7 @@ class Snapshot:
         levels: The group itself, then each ancestor that can be seen and whose limit applies, up to the root.
         charged_elsewhere: Where the group has no memory controller of its own: why its figures are those of one above it.
         own: Whether whoever looked lives in the group.
+        own_pid: Of the process that looked.
         processes: Those of the group and below it, the largest first.
         hidden_processes: How many of them could not be read: of other pid namespaces, or other users'.
         node: The machine.
@@ -244,6 +245,7 @@ class Snapshot:
     levels: tuple[Group, ...]
     charged_elsewhere: str | None
     own: bool
+    own_pid: int | None
     processes: tuple[Process, ...]
     hidden_processes: int
     node: Node

@@ -106,7 +106,8 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
         version=target.version,
         levels=levels,
         charged_elsewhere=target.absent.get("group"),
-        own=target.own and tree.here,
+        own=target.own and bool(tree.here or tree.notes.get("own")),
+        own_pid=tree.own_pid,
         processes=tuple(processes),
         hidden_processes=len(pids) - len(processes),
         node=_node(tree, page),
@@ -125,6 +126,7 @@ def notes(snapshot: Snapshot) -> dict[str, Any]:
     """What a collection says of itself beside its files."""
     return {
         "target": snapshot.target,
+        "own": snapshot.own,
         "taken_realtime_ns": snapshot.taken_realtime_ns,
         "page_bytes": snapshot.node.page_bytes,
         "kills": [dataclasses.asdict(kill) for kill in snapshot.kills],

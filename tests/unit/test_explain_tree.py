@@ -29,7 +29,7 @@ def test_a_collection_explains_what_was_collected(collection):
     taken, path = collection
     with opened(path) as tree:
         again = take(tree)
-    assert again == replace(taken, own=False, absent=again.absent)
+    assert again == replace(taken, absent=again.absent)
 
 
 def test_a_collection_has_no_command_line_and_no_environment(collection):
