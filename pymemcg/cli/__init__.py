@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, TextIO, cast
 
 from pymemcg._version import __version__
 from pymemcg.cli._text import terminal_width
@@ -25,6 +26,8 @@ from pymemcg.errors import MemcgError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# What a full disk, a closed descriptor, ulimit -f and a terminal that is gone give. Other files than stdout are told by name.
+_UNWRITABLE: Final = {errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EFBIG, errno.EIO}
 COMMANDS = (
     "doctor",
     "watch",
@@ -112,36 +115,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its name and its arguments; None = the program's.
 
     Returns:
-        The exit status: 0, the command's own, that of a `MemcgError`, or as shells have it 128 + the signal for Ctrl-C (130),
-        SIGTERM (143) and a reader that went away (141).
+        The exit status: 0, the command's own, that of a `MemcgError`, 1 where stdout takes no more, or as shells have it 128 +
+        the signal for Ctrl-C (130), SIGTERM (143) and a reader that went away (141).
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    _replace_closed_streams()
     try:
         parser = make_parser(words[:1] if words and words[0] in COMMANDS else COMMANDS)
-        args = parser.parse_args(words)
+        args = _parsed(parser, words)
         if args.command is None:
             parser.print_help()
+            _flush()
             return 2
         for stream in _streams():
             stream.reconfigure(errors="replace")  # a bar that the terminal lacks is no reason to fail
         with _sigterm_as_ctrl_c():
             status: int = args.run(args)
-            for stream in _streams():
-                stream.flush()
+            _flush()
     except MemcgError as error:
-        print(f"pymemcg: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt as error:
         return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        _silence(sys.stdout)
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        _silence(sys.stdout)
+        _complain(f"stdout: cannot be written: {error.strerror}")
+        return MemcgError.exit_code
     return status
 
 
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    try:
+        return parser.parse_args(words)
+    except SystemExit:  # after --help
+        _flush()
+        raise
+
+
+def _replace_closed_streams() -> None:
+    """Put something in the place of what a shell closed, as with `>&-`, or the next file that is opened takes that place.
+
+    To read from such a stdin and to write to such a stdout fails as if they were closed; what is for stderr goes nowhere.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, flags), mode, closefd=False))  # noqa: SIM115 - until the end
+
+
+def _silence(stream: TextIO) -> None:
+    """Forget what it could not write, or the interpreter complains when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _complain(text: str) -> None:
+    try:
+        print(f"pymemcg: {text}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told, but the exit status tells it, too
+        _silence(sys.stderr)
+
+
 def _streams() -> list[io.TextIOWrapper]:
-    """Stdout and stderr; they are None where a shell closed them, as with `>&-`."""
+    """Stdout and stderr, where they are what they are in a program."""
     return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+
+
+def _flush() -> None:
+    for stream in _streams():
+        stream.flush()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +147,47 @@ def test_a_reader_that_goes_away_is_no_error(needs_a_group):
         process.stdout.close()
         errors = process.stderr.read()
         assert (process.wait(timeout=30), errors) == (128 + signal.SIGPIPE, b"")
+
+
+LOG = Path(__file__).parent.parent / "data" / "6.12-v2" / "dmesg-oom.txt"
+
+
+def run_with(redirection: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(*words, program=["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND], **variables)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("to", "why"), [("> /dev/full", "No space left on device"), (">&-", "Bad file descriptor")])
+@pytest.mark.parametrize("words", [["oom", LOG], ["oom", "--json", LOG], ["doctor"], ["stalls", "--help"], []], ids=str)
+def test_a_stdout_that_takes_nothing_is_told_in_one_line(words, to, why, unbuffered):
+    done = run_with(to, *map(str, words), PYTHONUNBUFFERED=unbuffered)
+    assert done.stderr == f"pymemcg: stdout: cannot be written: {why}\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_stdin_that_is_closed_is_told_in_one_line(closed):
+    done = run_with(closed, "oom", "-")
+    assert done.returncode == pymemcg.SourceError.exit_code
+    assert (done.stdout, done.stderr) == (
+        "",
+        "" if "2" in closed else "pymemcg: stdin: cannot be read: Bad file descriptor\n",
+    )
+
+
+@pytest.mark.parametrize("to", ["2> /dev/full", "2>&-"])
+def test_an_error_that_cannot_be_told_is_in_the_exit_status(to):
+    done = run_with(to, "oom", "/there/is/no/log")
+    assert (done.returncode, done.stdout, done.stderr) == (pymemcg.SourceError.exit_code, "", "")
+
+
+def test_other_errors_of_the_system_are_not_said_to_be_of_stdout(monkeypatch):
+    def fail(args):
+        raise OSError(errno.ENOSPC, "No space left on device", "/another/file")
+
+    monkeypatch.setattr("pymemcg.cli.oom.run", fail)
+    with pytest.raises(OSError, match="/another/file"):
+        main(["oom", "-"])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
