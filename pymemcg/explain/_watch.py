@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from pymemcg.cgroup import Target, resolve
@@ -54,7 +55,7 @@ def watch(spec: str, seconds: float) -> Meanwhile:
     return Meanwhile(
         seconds=lasted_ns / 1e9,
         growth_bytes_per_s=trend(looks.usage),
-        anon_growth_bytes_per_s=trend(looks.anon),
+        anon_growth_bytes_per_s=trend_of_stat(looks.anon),
         anon_grows=grows([count for _, count in looks.anon]),
         most_dirty_bytes=max((count for _, count in looks.dirty), default=None),
         events={name: happened(events, last.events.get(name, {})) for name, events in first.events.items()},
@@ -142,9 +143,22 @@ def anonymous(stat: Mapping[str, int]) -> int | None:
 
 
 def grows(counts: list[int]) -> bool | None:
-    """Whether they grow and do not only breathe: the least of the last third is above the most of the first."""
+    """Whether they grow and do not only breathe: the least of the last third is above the most of the first.
+
+    Or they never fall, and rise in the first half and in the second: the kernel of a machine with many CPUs adds up memory.stat
+    only every 2 s, so that a steady growth is seen as two steps, near the ends.
+    """
     third = len(counts) // 3
-    return min(counts[-third:]) > max(counts[:third]) if third else None
+    if not third:
+        return None
+    steps = counts == sorted(counts) and counts[0] < counts[len(counts) // 2] < counts[-1]
+    return steps or min(counts[-third:]) > max(counts[:third])
+
+
+def trend_of_stat(points: list[tuple[float, int]]) -> float | None:
+    """`trend`; or, where most readings are the same as the one before, and median slopes are nothing, from end to end."""
+    changes = sum(later[1] != point[1] for point, later in pairwise(points))
+    return trend(points if 2 * changes >= len(points) - 1 else [points[0], points[-1]])
 
 
 _COUNTERS: Final = ("pg", "workingset_", "pswp", "zswp", "thp_", "allocstall", "compact_", "oom_kill", "swpin_", "swpout_")

@@ -19,7 +19,7 @@ from pymemcg import metrics
 from pymemcg._stall import Stall
 from pymemcg.cgroup import resolve
 from pymemcg.errors import TargetError
-from pymemcg.explain._watch import Ends, anonymous, counters, grows, happened, moved, tally, trend, watch
+from pymemcg.explain._watch import Ends, anonymous, counters, grows, happened, moved, tally, trend, trend_of_stat, watch
 from pymemcg.schema import stat_fields
 
 MIB = 1 << 20
@@ -66,6 +66,9 @@ def test_it_is_that_of_metrics(rows):
         ([1, 9, 1, 9, 1, 9, 1, 9, 1, 9], False),  # a heap that breathes
         ([1, 2, 3, 4, 5, 6, 7, 8, 9, 2], False),  # and was collected just now
         ([10, 9, 8, 7, 6, 5], False),
+        ([1, 1, 3, 3, 3, 3, 3, 3, 5, 5], True),  # added up every 2 s only
+        ([1, 5, 5, 5, 5, 5, 5, 5, 5, 5], False),
+        ([1, 3, 5, 5, 5, 5, 5, 5, 5, 5], False),  # a start, and it is over
         ([1, 2, 3], True),
         ([1, 2], None),
         ([], None),
@@ -73,6 +76,21 @@ def test_it_is_that_of_metrics(rows):
 )
 def test_growing_is_no_breathing(counts, expected):
     assert grows(counts) is expected
+
+
+@pytest.mark.parametrize("phase", range(20))
+def test_figures_that_the_kernel_adds_up_every_2_s_still_grow(phase):
+    """As on machines with many CPUs: 1 MiB/s, looked at every 0.3 s, at whatever time before the next sum."""
+    since = [(look * 0.3 - phase / 10) // 2 * 2 for look in range(10)]
+    points = [(look * 0.3, int((100 + seconds) * MIB)) for look, seconds in enumerate(since)]
+    assert grows([count for _, count in points])
+    assert 0.7 * MIB < trend_of_stat(points) < 1.5 * MIB
+
+
+def test_the_trend_of_figures_that_change_is_the_median():
+    points = [(i / 10, 50 * i + (64 * MIB if i % 5 == 0 else 0)) for i in range(10)]
+    assert trend_of_stat(points) == trend(points)
+    assert trend_of_stat([]) is None
 
 
 def test_memory_without_a_file_is_not_known_in_part():
