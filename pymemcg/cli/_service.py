@@ -68,7 +68,8 @@ def batch(seconds: float, file: int, size: int) -> None:
 def main() -> None:
     """Do one of the two."""
     part, seconds, path = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-    sys.stdin.readline()
+    if not sys.stdin.readline():  # whoever started it is gone, and may not have put it into its group
+        return
     file = os.open(path, os.O_RDONLY)
     size = os.fstat(file).st_size
     if part == "serve":

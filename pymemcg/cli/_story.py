@@ -38,7 +38,7 @@ class Story:
         begun_ns, ended_ns: The time to tell of.
         limit_bytes: The effective limit, or None.
         requests: int64 of shape (n, 2), begin and duration in ns, of a service in the group; None where there is none.
-        batch: Begin and end, in ns, of what squeezed it.
+        works: Who did something at times, and begin and end of each, in ns: a strip each.
         width: Columns to write in.
         colours: Whether to use colours.
     """
@@ -48,7 +48,7 @@ class Story:
     ended_ns: int
     limit_bytes: int | None = None
     requests: NDArray[np.int64] | None = None
-    batch: list[tuple[int, int]] = field(default_factory=list)
+    works: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     width: int = 80
     colours: bool = False
 
@@ -69,19 +69,20 @@ class Story:
 
     def lines(self) -> Iterator[str]:
         """All of it."""
-        yield from self._picture()
+        yield from self.picture()
         yield ""
         if self.requests is not None and len(self.requests):
             yield from self._requests()
             yield ""
-        yield from self._figures()
+        yield from self.figures()
 
     def _paint(self, text: str, colour: int) -> str:
         return painted(text, colour, colours=self.colours)
 
     # ---- Pictures ----
 
-    def _picture(self) -> Iterator[str]:
+    def picture(self) -> Iterator[str]:
+        """Usage, and strips on the same axis of time."""
         peaks = [high for _, high in extremes(self.usage, "usage_bytes", self.ended_ns, self._seconds, self._cells)]
         anon = [high for _, high in extremes(self.stat, "anon", self.ended_ns, self._seconds, self._cells)]
         known = [peak for peak in peaks if not math.isnan(peak)]
@@ -114,10 +115,10 @@ class Story:
 
     def _strips(self) -> Iterator[str]:
         args = self.ended_ns, self._seconds, self._cells
-        if self.batch:
-            edges = np.linspace(self.begun_ns, self.ended_ns, self._cells + 1)[:-1]
-            works = [any(begin <= edge < end for begin, end in self.batch) for edge in edges]
-            yield self._strip("batch job", "".join("■" if work else "·" for work in works), "", _DIM)
+        edges = np.linspace(self.begun_ns, self.ended_ns, self._cells + 1)
+        for who, times in self.works.items():
+            at_work = [any(begin < after and edge < end for begin, end in times) for edge, after in pairwise(edges)]
+            yield self._strip(who, "".join("■" if works else "·" for works in at_work), "", _DIM)
         hits = _hits(self.usage)
         if hits:
             rises = increases(self.usage, hits, *args)
@@ -176,7 +177,8 @@ class Story:
         risen: NDArray[np.bool_] = counts[np.minimum(after, len(counts) - 1)] > counts[np.maximum(before, 0)]
         return risen
 
-    def _figures(self) -> Iterator[str]:
+    def figures(self) -> Iterator[str]:
+        """What it adds up to, and what sampling cost."""
         rows = [*self._memory(), *self._cost()]
         for title, says in rows:
             yield f"  {self._paint(f'{title:<14}', _BOLD)}  {says}"

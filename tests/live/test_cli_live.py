@@ -425,7 +425,7 @@ def test_where_no_group_can_be_made_demo_samples_its_own(tmp_path):
         "import os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); from pymemcg.cli import main; sys.exit(main())"
     )
     # Whoever it becomes may not be allowed to read where the interpreter lies.
-    modules = ("cli.demo", "cli._story", "cli._live", "cli._stalls", "_detect", "_tally")
+    modules = ("cli.demo", "cli._stage", "cli._story", "cli._live", "cli._stalls", "_detect", "_tally")
     imports = f"import {', '.join(f'pymemcg.{module}' for module in modules)}; "
     done = run("demo", program=[sys.executable, "-c", imports + code])
     assert done.returncode == 0, done.stderr
