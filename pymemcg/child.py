@@ -137,6 +137,18 @@ class ChildGroup:
         self._nested.append(inner)
         return inner
 
+    def forbid_swap(self) -> None:
+        """Keep its memory out of swap, where there is any: so it is the limit that ends growth, and soon.
+
+        On v1 by its swappiness: a limit on memory and swap together would silence memory's own counter of hits on some kernels.
+
+        Raises:
+            NotSupported: It may not be written.
+        """
+        name = "memory.swap.max" if self._version == 2 else "memory.swappiness"
+        if os.path.exists(f"{self.directory}/{name}"):  # not in a kernel without swap
+            _write(f"{self.directory}/{name}", "0")
+
     def add(self, pid: int) -> None:
         """Hand a process over, with all its threads; it will be killed when the group is closed.
 

@@ -53,6 +53,16 @@ def test_a_group_with_a_limit_is_found_by_its_spec_and_leaves_nothing():
     assert left_behind() == []
 
 
+def test_swap_can_be_forbidden():
+    with ChildGroup("dry", limit_bytes=64 << 20) as group:
+        files = [Path(group.directory, name) for name in ("memory.swap.max", "memory.swappiness")]
+        there = [file for file in files if file.exists()]
+        if not there:
+            pytest.skip("this kernel has no swap")
+        group.forbid_swap()
+        assert [file.read_text() for file in there] == ["0\n"]
+
+
 def test_handed_over_processes_are_members_on_both_sides_and_end_with_the_group(sleeper):
     with ChildGroup("member") as group:
         group.add(sleeper.pid)
