@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read and say."""
     reader, told = Reader(), 0
-    words = _Words(terminal_width(), colours=has_colours(), here=args.file is None)
+    words = KillLines(terminal_width(), colours=has_colours(), here=args.file is None)
     for line in lines(args.file, follow=args.follow):
         for kill in reader.close() if line is None else reader.feed(line):
             told += 1
@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _say(kill: Kill, words: _Words, *, as_json: bool) -> None:
+def _say(kill: Kill, words: KillLines, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(kill.to_dict()), flush=True)
     else:
         print("\n".join(words.lines(kill)), end="\n\n", flush=True)
 
 
-class _Words:
+class KillLines:
     """A kill as people read it.
 
     Args:
