@@ -79,6 +79,15 @@ class Story:
     def _paint(self, text: str, colour: int) -> str:
         return painted(text, colour, colours=self.colours)
 
+    def hits(self) -> str | None:
+        """The column that counts hits of the limit; None where none does."""
+        return next((name for name in ("limit_hits", "memsw_hits") if name in self.usage), None) if len(self.usage) else None
+
+    def kills(self) -> int | None:
+        """OOM kills in this time; None where they are not counted."""
+        kills = self.usage["oom_kills"] if "oom_kills" in self.usage and len(self.usage) else None
+        return None if kills is None else int(kills[-1] - kills[0])
+
     # ---- Pictures ----
 
     def picture(self) -> Iterator[str]:
@@ -119,7 +128,7 @@ class Story:
         for who, times in self.works.items():
             at_work = [any(begin < after and edge < end for begin, end in times) for edge, after in pairwise(edges)]
             yield self._strip(who, "".join("■" if works else "·" for works in at_work), "", _DIM)
-        hits = _hits(self.usage)
+        hits = self.hits()
         if hits:
             rises = increases(self.usage, hits, *args)
             most = _most(rises)
@@ -168,7 +177,7 @@ class Story:
             yield f"  Near = within {_NEAR_NS // 10**6} ms; a coincidence, no proof: the batch job takes disk and CPU time too."
 
     def _near_hits(self) -> NDArray[np.bool_] | None:
-        hits, t_ns = _hits(self.usage), self.usage["t_ns"]
+        hits, t_ns = self.hits(), self.usage["t_ns"]
         if not hits or self.requests is None:
             return None
         before = np.searchsorted(t_ns, self.requests[:, 0] - _NEAR_NS, side="right") - 1
@@ -192,7 +201,7 @@ class Story:
         if "anon" in stat and len(stat):
             anon, file = stat["anon"], stat["file"]
             yield "anon, file", f"up to {size(int(anon.max()))} anonymous, {size(int(file.max()))} page cache"
-        hits = _hits(usage)
+        hits = self.hits()
         if hits:
             count = int(usage[hits][-1] - usage[hits][0])
             yield (
@@ -208,8 +217,8 @@ class Story:
                 "major faults",
                 f"{number(count)}, waits for the disk; PSI counts those for pages that were dropped while in use",
             )
-        if "oom_kills" in usage and usage["oom_kills"][-1] != usage["oom_kills"][0]:
-            yield "OOM kills", number(int(usage["oom_kills"][-1] - usage["oom_kills"][0]))
+        if kills := self.kills():
+            yield "OOM kills", number(kills)
 
     def _stalled(self, stats: dict[str, Any]) -> str:
         pressure = self.pressure
@@ -236,10 +245,6 @@ class Story:
         lived = max(1, self.ended_ns - stats["writer_started_ns"])
         cpu = (stats["tick_cpu_ns"] + stats["keeper_cpu_ns"]) / lived
         yield "what it cost", f"{cpu * 100:.1f} % of a core, {size(stats['held_bytes'])}"
-
-
-def _hits(usage: Window) -> str | None:
-    return next((name for name in ("limit_hits", "memsw_hits") if name in usage), None) if len(usage) else None
 
 
 def _most(series: list[float]) -> float:

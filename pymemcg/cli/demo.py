@@ -3,6 +3,13 @@
 
 The service runs for 8 s in a group of its own with a limit of 64 MiB, which is removed again; under systemd it is a scope that
 systemd is asked for. Where no group can be made (most containers) this process's own group is sampled instead, as it is.
+
+Two experiments do likewise, with real files and real allocations, and say what was measured:
+
+  cache  a process reads a file, and page cache fills the limit and stays; an allocation takes it back (9 s, on a disk 128 MiB)
+  oom    a process takes ever more memory, until the kernel kills it (4 s); it is the only one in its group
+
+They need a group of their own, and where none can be made they end with status 1 and say what would help.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from pymemcg._words import size
@@ -29,26 +37,50 @@ SECONDS: Final = 8.0
 _OWN_SECONDS: Final = 3.0
 _DATA_BYTES: Final = 96 << 20  # half as much again as the limit
 _ROOM_BYTES: Final = 2 * (_stage.LIMIT_BYTES + _DATA_BYTES)  # the service, its file on the way to the disk, and as much again
-_NEXT: Final = (
-    ("pymemcg doctor", "what can be measured of your own service here"),
-    ("pymemcg watch TARGET", "live; TARGET is pid:N, container:ID or cgroup:/path"),
-    ("pymemcg stalls TARGET", "its stalls, as they happen"),
-    ("pymemcg run -- CMD", "run a command, and see its stalls"),
-    ("pymemcg record TARGET --duration 10s -o it.memcg", ""),
-    ("", "into a file, for pymemcg.open('it.memcg')"),
-    ("with pymemcg.Sampler() as s:", "in your own service; s.usage, s.stat, s.pressure … are arrays"),
-)
+_EXPERIMENTS: Final = {"cache": "pymemcg.cli._demo_cache", "oom": "pymemcg.cli._demo_oom"}
+_NEXT: Final = {
+    None: (
+        ("pymemcg doctor", "what can be measured of your own service here"),
+        ("pymemcg watch TARGET", "live; TARGET is pid:N, container:ID or cgroup:/path"),
+        ("pymemcg stalls TARGET", "its stalls, as they happen"),
+        ("pymemcg run -- CMD", "run a command, and see its stalls"),
+        ("pymemcg demo cache, demo oom", "what page cache does at a limit, and what ends at it"),
+        ("pymemcg record TARGET --duration 10s -o it.memcg", ""),
+        ("", "into a file, for pymemcg.open('it.memcg')"),
+        ("with pymemcg.Sampler() as s:", "in your own service; s.usage, s.stat, s.pressure … are arrays"),
+    ),
+    "cache": (
+        ("pymemcg explain TARGET", "the same of your own group: who says what, and whether to worry"),
+        ("pymemcg stalls TARGET", "its stalls, as they happen"),
+        ("pymemcg demo oom", "what is no page cache ends otherwise"),
+    ),
+    "oom": (
+        ("pymemcg oom", "all OOM kills that this machine's log has"),
+        ("pymemcg explain TARGET", "how far your own group is from one"),
+        ("Sampler(ring_file=True)", "a flight recorder that outlives a kill, for pymemcg postmortem"),
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add its arguments: none."""
-    del parser
+    """Add its arguments."""
+    parser.add_argument("experiment", nargs="?", choices=tuple(_EXPERIMENTS), help="without one, the small service")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show it."""
-    del args
     colours = has_colours()
+    if args.experiment is not None:
+        import_module(_EXPERIMENTS[args.experiment]).run(colours=colours)
+    else:
+        _show_service(colours=colours)
+    print(f"\n{painted('What to try next', 1, colours=colours)}")
+    for command, says in _NEXT[args.experiment]:
+        print(f"  {command:<28}  {says}".rstrip())
+    return 0
+
+
+def _show_service(*, colours: bool) -> None:
     reason = _stage.why_not(_ROOM_BYTES, on_disk=True)
     if reason is None:
         _run_service(colours=colours)
@@ -57,10 +89,6 @@ def run(args: argparse.Namespace) -> int:
         text += f"{_OWN_SECONDS:.0f} s."
         print("\n".join(wrapped(text, terminal_width())), end="\n\n", flush=True)
         _look_at_own(colours=colours)
-    print(f"\n{painted('What to try next', 1, colours=colours)}")
-    for command, says in _NEXT:
-        print(f"  {command:<28}  {says}".rstrip())
-    return 0
 
 
 def _run_service(*, colours: bool) -> None:
