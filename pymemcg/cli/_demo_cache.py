@@ -20,10 +20,12 @@ from pymemcg.places import members
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterable
 
     from pymemcg.cli._story import Story
     from pymemcg.explain import Explanation
     from pymemcg.sampler import Sampler
+    from pymemcg.stalls import Stall
 
 _LIMIT: Final = _stage.LIMIT_BYTES
 _DATA_BYTES: Final = 2 * _LIMIT
@@ -34,7 +36,7 @@ _WATCH_S: Final = 2.0  # so far behind memory.stat may be
 _PAUSE_S: Final = 0.5  # so that one phase is told from the next in the picture
 _MUCH: Final = 0.5  # of what it is compared with
 _FULL: Final = 0.9  # of the limit: reclaim frees more at once than is asked for
-_SLOWER: Final = 1.1  # times as long; less is the noise of a machine
+_SLOWER: Final = 1.05  # times as much; less is the noise of a machine
 _COLOURS: Final = {"no": 32, "watch": 33, "yes": 31}
 _SHOWN: Final = (
     ("cAdvisor, Prometheus", "container_memory_usage_bytes"),
@@ -70,11 +72,13 @@ class _Taken:
 
     begun_ns: int
     ended_ns: int
+    cpu_ns: int
     slowest_ns: int
 
-    @property
-    def took_ns(self) -> int:
-        return self.ended_ns - self.begun_ns
+    def __str__(self) -> str:
+        return (
+            f"{span(self.ended_ns - self.begun_ns)} ({span(self.cpu_ns)} of CPU time, the slowest MiB {span(self.slowest_ns)})"
+        )
 
 
 @dataclass
@@ -105,6 +109,7 @@ def run(*, colours: bool) -> None:
     if (reason := _stage.why_not(_ROOM_BYTES, on_disk=True)) is not None:
         raise MemcgError(f"no group of its own can be filled with page cache here: {reason}")
     from pymemcg.cli._live import sampler_of
+    from pymemcg.stalls import stalls
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pymemcg-", dir=_stage.disk()))
@@ -122,8 +127,9 @@ def run(*, colours: bool) -> None:
         ended_ns = _stage.now_ns()
         sampler.stop()  # it reads once more; all that it saw stays
         story = _stage.story_of(sampler, begun_ns, ended_ns, colours=colours)
+        found = list(stalls(sampler))
         for phase in course.phases:
-            _measure(phase, story)
+            _measure(phase, story, found)
         story.limit_bytes = _LIMIT
         story.works = {
             "reads": [course.reads],
@@ -176,10 +182,8 @@ def _play(group: ChildGroup, allocator: subprocess.Popen[str], reader: subproces
     return _Course(phases, [first, second], explained, (begun, ended), alone)
 
 
-def _measure(phase: _Phase, story: Story) -> None:
-    """What the sampler's rows say of it."""
-    from pymemcg.stalls import stalls
-
+def _measure(phase: _Phase, story: Story, found: Iterable[Stall]) -> None:
+    """What the sampler's rows, and the stalls in all of them, say of it."""
     usage, stat = ({name: rows[name] for name in rows.names} for rows in (story.usage, story.stat))
     at, before = (int(usage["t_ns"].searchsorted(t_ns, side="right")) - 1 for t_ns in (phase.ended_ns, phase.begun_ns))
     if at >= 0:
@@ -191,7 +195,7 @@ def _measure(phase: _Phase, story: Story) -> None:
         phase.then |= {name: int(stat[name][row]) for name in ("anon", "file") if name in stat}
     if row >= 0 and at >= 0 and "inactive_file" in stat:
         phase.then["working_set"] = max(0, phase.then["usage"] - int(stat["inactive_file"][row]))
-    for stall in stalls(story.sampler):
+    for stall in found:
         if phase.begun_ns <= stall.start_ns < phase.ended_ns:
             phase.tally.add(stall)
 
@@ -301,16 +305,15 @@ def _taken_back(course: _Course, left: _Phase, taken: _Phase) -> str:
 
 def _cost(course: _Course, taken: _Phase, story: Story) -> str:
     first, second = course.taken
-    ratio = second.took_ns / max(1, first.took_ns)
-    took = f"{span(second.took_ns)}, and {span(first.took_ns)} when there was room"
+    told = f"The allocation took {second}, and when there was room {first}. "
+    ratio = second.cpu_ns / max(1, first.cpu_ns)  # how long it took is also a matter of who else wanted the CPUs
     if ratio >= _SLOWER:
-        told = f"The allocation took {took}: {ratio:.1f} times as long"
+        told += f"At a full limit it was {ratio:.1f} times as much work"
     else:
-        told = f"The allocation took {took}: that it met a full limit made it no slower, as far as can be told"
+        told += "A full limit made it no more work, as far as can be told"
     if held_ns := _in_reclaim_ns(taken):
-        told += f"; {span(held_ns)} of it went into reclaim"
-    told += f". The slowest MiB took {span(second.slowest_ns)} and {span(first.slowest_ns)}."
+        told += f"; {span(held_ns)} went into reclaim"
     kills = story.kills()
     if kills is None:
-        return told
-    return f"{told} {'Nobody was killed for it.' if not kills else f'OOM kills meanwhile: {number(kills)}.'}"
+        return f"{told}."
+    return f"{told}. {'Nobody was killed for it.' if not kills else f'OOM kills meanwhile: {number(kills)}.'}"

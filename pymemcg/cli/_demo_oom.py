@@ -177,9 +177,11 @@ def _before(death: _Death, story: Story, sampler: Sampler) -> str:
     if tally.harmless_ns:
         told += f", and {span(tally.harmless_ns)} of shorter reclaim"
     first_ns = _first_rise_ns(story, story.hits())
-    if first_ns is not None:
-        told += f". From the first hit of the limit to the end it took {span(max(0, death.ended_ns - first_ns))}"
-    return told
+    if first_ns is None:
+        return told
+    if death.ended_ns <= first_ns:
+        return f"{told}. No sample lay between the first hit of the limit and the end"
+    return f"{told}. From the first hit of the limit to the end it took {span(death.ended_ns - first_ns)}"
 
 
 def _first_rise_ns(story: Story, name: str | None) -> int | None:

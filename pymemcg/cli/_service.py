@@ -10,8 +10,8 @@ batch SECONDS DATA: rests a second, then reads through its own part of the file 
 squeezes the page cache that the requests live on. Prints when it worked, begin and end.
 read SECONDS DATA: reads the file once, from its beginning to its end, in about so long. Prints begin and end, and ends at the
 next line.
-allocate BYTES: at each line either takes so much fresh memory, piece by piece, and prints begin, end and how long the slowest
-piece took; or gives back what it had, and prints when.
+allocate BYTES: at each line either takes so much fresh memory, piece by piece, and prints begin, end, the CPU time, and how
+long the slowest piece took; or gives back what it had, and prints when.
 grow SECONDS BYTES: takes fresh memory, piece by piece, until it has so much or is killed. Prints the time after each piece.
 """
 
@@ -105,13 +105,13 @@ def allocate(count: int) -> None:
     """Take memory, give it back, take it, and so on."""
     piece = b"\1" * PIECE
     while True:
-        begun, slowest = now_ns(), 0
+        begun, worked, slowest = now_ns(), time.thread_time_ns(), 0
         with fresh_memory(count) as fresh:
             for at in range(0, count, PIECE):
                 since = now_ns()
                 fresh[at : at + PIECE] = piece
                 slowest = max(slowest, now_ns() - since)
-            print(begun, now_ns(), slowest, flush=True)
+            print(begun, now_ns(), time.thread_time_ns() - worked, slowest, flush=True)
             if not sys.stdin.readline():
                 return
         print(now_ns(), flush=True)
