@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pymemcg.cli._story import Story
+    from pymemcg.detecting import Stall
     from pymemcg.explain import Explanation
     from pymemcg.sampler import Sampler
-    from pymemcg.stalls import Stall
 
 _LIMIT: Final = _stage.LIMIT_BYTES
 _DATA_BYTES: Final = 2 * _LIMIT
@@ -109,7 +109,7 @@ def run(*, colours: bool) -> None:
     if (reason := _stage.why_not(_ROOM_BYTES, on_disk=True)) is not None:
         raise MemcgError(f"no group of its own can be filled with page cache here: {reason}")
     from pymemcg.cli._live import sampler_of
-    from pymemcg.stalls import stalls
+    from pymemcg.detecting import stalls
 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pymemcg-", dir=_stage.disk()))

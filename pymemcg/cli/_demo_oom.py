@@ -167,7 +167,7 @@ def _elsewhere(death: _Death) -> str:
 
 def _before(death: _Death, story: Story, sampler: Sampler) -> str:
     """What could have been noticed before the kill: hits, and stalls."""
-    from pymemcg.stalls import stalls
+    from pymemcg.detecting import stalls
 
     tally = Tally()
     for stall in stalls(sampler):
