@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pymemcg._words import number, share, size
+from pymemcg.explain._commit import commit_verdict, largest_commit
+from pymemcg.explain._zones import COSTLY_ORDER, ZoneState, huge_order, zone_states
 
 if TYPE_CHECKING:
-    from pymemcg.explain._snapshot import Meanwhile, Node, Snapshot, Zone
+    from pymemcg.explain._snapshot import Node, Snapshot, Zone
 
-_HUGE_ORDER: Final = 9  # 2 MiB on x86-64 and with 4 KiB pages on arm64: a transparent huge page
-_COSTLY_ORDER: Final = 3
-"""PAGE_ALLOC_COSTLY_ORDER: up to it the kernel reclaims until it succeeds, which is where fragmentation ends in an OOM kill."""
+_MUCH: Final = 0.01  # of the machine's memory: smaller zones, such as DMA, say nothing of what is to be had
+_POOR: Final = 0.5
+_ALL: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,35 @@ class Grant:
     Attributes:
         asked_bytes: For how much.
         granted: Whether.
+        why: By which rule.
     """
 
     asked_bytes: int
     granted: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What the whole machine reclaimed, not what groups did at limits of their own. None = this kernel does not tell.
+
+    Attributes:
+        kswapd_scanned_bytes: What kswapd, a thread of the kernel, looked at.
+        kswapd_bytes: What it freed.
+        direct_times: How often somebody who allocated had to reclaim (`allocstall_*`).
+        direct_bytes: What these freed.
+        swapped_in_bytes: Came back from swap; this and the next two also for groups at their limits.
+        swapped_out_bytes: Went there.
+        oom_kills: Processes that the kernel killed for want of memory.
+    """
+
+    kswapd_scanned_bytes: int | None
+    kswapd_bytes: int | None
+    direct_times: int | None
+    direct_bytes: int | None
+    swapped_in_bytes: int | None
+    swapped_out_bytes: int | None
+    oom_kills: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +64,20 @@ class Machine:
     Attributes:
         total_bytes: Memory that the kernel hands out.
         available_bytes: What could be had without swapping (MemAvailable, an estimate of the kernel's).
+        managed_bytes: Of that in zones: less than all where a hypervisor keeps some back until it is needed.
         free_bytes: Of all zones.
         min_bytes: Watermark of all zones; likewise the next two.
         low_bytes: Below it kswapd works.
         high_bytes: Up to it kswapd works.
-        kswapd: Whether kswapd scanned pages in the seconds before; None where nobody watched.
-        direct_reclaims: How often somebody had to reclaim for the whole machine in those seconds (`allocstall_*`).
+        zones: Each zone that has memory.
+        lately: What was reclaimed in the seconds before; None where nobody watched.
+        boot: What was reclaimed since boot; None where it cannot be read.
         swap_total_bytes: Swap.
         swap_free_bytes: Of that free.
         overcommit: vm.overcommit_memory: 0, 1 or 2.
         commit_limit_bytes: CommitLimit, which holds in mode 2.
         committed_bytes: Committed_AS: all that was promised.
-        largest_grant_bytes: The largest single allocation that would be granted; None = any.
+        largest_grant_bytes: The largest single allocation that would be granted to the group's largest process; None = any.
         grants: For some sizes.
         largest_order: The largest order of which there is a free block.
         huge_ratio: Share of free memory that is in blocks of a huge page's size or larger.
@@ -57,12 +86,14 @@ class Machine:
 
     total_bytes: int | None
     available_bytes: int | None
+    managed_bytes: int | None
     free_bytes: int | None
     min_bytes: int | None
     low_bytes: int | None
     high_bytes: int | None
-    kswapd: bool | None
-    direct_reclaims: int | None
+    zones: tuple[ZoneState, ...]
+    lately: Reclaimed | None
+    boot: Reclaimed | None
     swap_total_bytes: int | None
     swap_free_bytes: int | None
     overcommit: int | None
@@ -82,25 +113,27 @@ def machine(snapshot: Snapshot) -> Machine:
     free, least, low, high = sums if node.zones else [None] * 4
     order, huge = _blocks(node)
     total = info.get("MemTotal")
-    asked = [1 << 30, *((total // 2, total, 2 * total) if total is not None else ())]
+    asked = sorted({1 << 30, *((total // 2, total, 2 * total) if total is not None else ())})
+    virtual = snapshot.processes[0].virtual_bytes if snapshot.processes else None
+    verdicts = [(count, commit_verdict(node, count, virtual)) for count in asked]
     told = {
         "total_bytes": total,
         "available_bytes": info.get("MemAvailable"),
+        "managed_bytes": sum(zone.managed_bytes for zone in node.zones) if node.zones else None,
         "free_bytes": free,
         "min_bytes": least,
         "low_bytes": low,
         "high_bytes": high,
-        "kswapd": None
-        if meanwhile is None
-        else any(meanwhile.vmstat.get(name) for name in ("pgscan_kswapd", "pgsteal_kswapd")),
-        "direct_reclaims": None if meanwhile is None else _direct(meanwhile),
+        "zones": zone_states(node),
+        "lately": None if meanwhile is None else _reclaimed(node, meanwhile.vmstat),
+        "boot": _reclaimed(node, node.vmstat) if node.vmstat else None,
         "swap_total_bytes": info.get("SwapTotal"),
         "swap_free_bytes": info.get("SwapFree"),
         "overcommit": node.settings.get("overcommit_memory"),
         "commit_limit_bytes": info.get("CommitLimit"),
         "committed_bytes": info.get("Committed_AS"),
-        "largest_grant_bytes": largest_grant(node),
-        "grants": tuple(Grant(count, granted) for count in asked if (granted := is_granted(node, count)) is not None),
+        "largest_grant_bytes": largest_commit(node, virtual),
+        "grants": tuple(Grant(count, granted, why) for count, (granted, why) in verdicts if granted is not None),
         "largest_order": order,
         "huge_ratio": huge,
     }
@@ -108,36 +141,25 @@ def machine(snapshot: Snapshot) -> Machine:
     return Machine(**told, says=tuple(_says(snapshot, draft)))  # type: ignore[arg-type]
 
 
-def _direct(meanwhile: Meanwhile) -> int:
-    """Global direct reclaim: `allocstall_*` of /proc/vmstat, which does not count reclaim at a group's own limit."""
-    return sum(count for name, count in meanwhile.vmstat.items() if name.startswith("allocstall"))
+def _reclaimed(node: Node, counts: Mapping[str, int]) -> Reclaimed:
+    """Counters of /proc/vmstat; of what moved only those that did are there, so that others of this kernel stood still.
 
-
-def largest_grant(node: Node) -> int | None:
-    """The most address space that one call would get, by `__vm_enough_memory` (mm/util.c).
-
-    Mode 0 refuses what is more than all memory and swap together. Mode 1 refuses nothing. Mode 2 refuses what would take
-    Committed_AS above CommitLimit less vm.admin_reserve_kbytes (from who is not root), and less the smaller of a 32nd of the
-    caller's own memory and vm.user_reserve_kbytes, which is left out here: it depends on who asks.
-
-    Returns:
-        Bytes; None where nothing is refused, or it cannot be told.
+    Neither allocstall nor pgscan_direct and the like count reclaim at a group's own limit (`cgroup_reclaim`, mm/vmscan.c).
     """
-    info, mode = node.meminfo, node.settings.get("overcommit_memory")
-    if mode == 0 and "MemTotal" in info and "SwapTotal" in info:
-        return info["MemTotal"] + info["SwapTotal"]
-    if mode == 2 and "CommitLimit" in info and "Committed_AS" in info:
-        reserve = node.settings.get("admin_reserve_kbytes", 0) << 10
-        return max(0, info["CommitLimit"] - reserve - info["Committed_AS"])
-    return None
+    stalls = [name for name in node.vmstat if name.startswith("allocstall")]  # one for each zone; before 4.10 one in all
 
+    def pages(name: str) -> int | None:
+        return counts.get(name, 0) * node.page_bytes if name in node.vmstat else None
 
-def is_granted(node: Node, count: int) -> bool | None:
-    """Whether so much address space would be granted; None where the mode is not known."""
-    mode, most = node.settings.get("overcommit_memory"), largest_grant(node)
-    if mode is None or (mode != 1 and most is None):
-        return None
-    return most is None or count <= most
+    return Reclaimed(
+        kswapd_scanned_bytes=pages("pgscan_kswapd"),
+        kswapd_bytes=pages("pgsteal_kswapd"),
+        direct_times=sum(counts.get(name, 0) for name in stalls) if stalls else None,
+        direct_bytes=pages("pgsteal_direct"),
+        swapped_in_bytes=pages("pswpin"),
+        swapped_out_bytes=pages("pswpout"),
+        oom_kills=counts.get("oom_kill", 0) if "oom_kill" in node.vmstat else None,
+    )
 
 
 def _blocks(node: Node) -> tuple[int | None, float | None]:
@@ -147,7 +169,8 @@ def _blocks(node: Node) -> tuple[int | None, float | None]:
         return None, None
     pages = [sum(blocks[i] << i for blocks in known if i < len(blocks)) for i in range(max(map(len, known)))]
     largest = max((i for i, count in enumerate(pages) if count), default=None)
-    return largest, sum(pages[_HUGE_ORDER:]) / sum(pages) if sum(pages) else None
+    huge = huge_order(node.page_bytes)
+    return largest, sum(pages[huge:]) / sum(pages) if sum(pages) else None
 
 
 # ---- In words ------------------------------------------------------------------------------------------------------
@@ -157,6 +180,11 @@ def _says(snapshot: Snapshot, told: Machine) -> Iterator[str]:
     if told.total_bytes is not None:
         could = f", and {size(told.available_bytes)} could be had without swapping" if told.available_bytes is not None else ""
         yield f"The machine has {size(told.total_bytes)}: {size(told.free_bytes)} are free{could}."
+    if told.total_bytes and told.managed_bytes is not None and told.managed_bytes < _ALL * told.total_bytes:
+        yield (
+            f"Only {size(told.managed_bytes)} of that are in zones, from which memory is handed out now; the rest seems to be "
+            "kept back until it is needed, as some hypervisors do."
+        )
     yield from _reclaim(snapshot, told)
     yield _swap(told)
     yield from _overcommit(told)
@@ -173,15 +201,36 @@ def _reclaim(snapshot: Snapshot, told: Machine) -> Iterator[str]:
     below = [zone for zone in snapshot.node.zones if zone.free_bytes < zone.low_bytes]
     if below and (told.low_bytes is None or told.free_bytes is None or told.free_bytes >= told.low_bytes):
         yield f"Below their own low watermark: {', '.join(map(_zone, below))}."
-    if told.direct_reclaims:
-        yield (
-            f"In the seconds before, somebody had to reclaim for the whole machine {number(told.direct_reclaims)} times "
+    if told.lately is not None:
+        yield _lately(told.lately)
+    elif told.boot is not None:
+        yield from _since_boot(told.boot)
+
+
+def _lately(seen: Reclaimed) -> str:
+    if seen.direct_times:
+        return (
+            f"In the seconds before, somebody had to reclaim for the whole machine {number(seen.direct_times)} times "
             "(allocstall): the machine itself is short."
         )
-    elif told.kswapd:
-        yield "In the seconds before, kswapd reclaimed in the background, and nobody else had to."
-    elif told.kswapd is not None:
-        yield "In the seconds before, nothing was reclaimed for the machine as a whole: what is short, if anything, is a group."
+    if seen.kswapd_scanned_bytes or seen.kswapd_bytes:
+        return "In the seconds before, kswapd reclaimed in the background, and nobody else had to."
+    if seen.kswapd_scanned_bytes is None and seen.direct_times is None:
+        return "Whether the machine as a whole reclaimed in the seconds before cannot be seen."
+    return "In the seconds before, nothing was reclaimed for the machine as a whole: what is short, if anything, is a group."
+
+
+def _since_boot(seen: Reclaimed) -> Iterator[str]:
+    """Totals, which tell what has ever been, and not when."""
+    if seen.direct_times is None or seen.kswapd_bytes is None:
+        return
+    if not seen.direct_times and not seen.kswapd_bytes:
+        yield "Since it was booted, nothing has been reclaimed for the machine as a whole: it has never been short."
+    else:
+        yield (
+            f"Since it was booted, kswapd has freed {size(seen.kswapd_bytes)}, and whoever allocates had to "
+            f"{number(seen.direct_times)} times; how much of that is of late is not known."
+        )
 
 
 def _zone(zone: Zone) -> str:
@@ -203,14 +252,17 @@ def _overcommit(told: Machine) -> Iterator[str]:
         yield f"vm.overcommit_memory is 1: malloc, mmap and fork never fail for want of memory; {promised}."
     elif told.overcommit == 2:
         yield (
-            f"vm.overcommit_memory is 2: {promised}, and beyond {size(told.commit_limit_bytes)} (CommitLimit) malloc fails: "
-            f"{size(told.largest_grant_bytes)} more would be granted."
+            f"vm.overcommit_memory is 2: {promised}, and beyond {size(told.commit_limit_bytes)} (CommitLimit) malloc, "
+            f"mmap and fork fail: {size(told.largest_grant_bytes)} more would be granted at once."
         )
     elif told.overcommit == 0:
-        yield (
-            f"vm.overcommit_memory is 0: a single allocation is refused above {size(told.largest_grant_bytes)} (all memory and "
-            f"swap), any smaller one granted; {promised}."
+        most = told.largest_grant_bytes
+        simple = most == (told.total_bytes or 0) + (told.swap_total_bytes or 0)
+        what = "all memory and swap" if simple else "about what is free or could be freed, as before Linux 5.2"
+        refused = (
+            "" if most is None else f"a single allocation is refused above {size(most)} ({what}), any smaller one granted; "
         )
+        yield f"vm.overcommit_memory is 0: {refused}{promised}."
     if told.grants:
         asked = ", ".join(f"{size(grant.asked_bytes)} {'yes' if grant.granted else 'no'}" for grant in told.grants)
         yield f"A malloc would be granted: {asked}. That is a promise of addresses; a group's limit counts pages once touched."
@@ -221,8 +273,20 @@ def _fragmentation(told: Machine, node: Node) -> Iterator[str]:
         return
     block = size(node.page_bytes << told.largest_order)
     text = f"The largest free piece is {block} (order {told.largest_order}). "
-    if told.largest_order < _COSTLY_ORDER:
+    huge = huge_order(node.page_bytes)
+    if told.largest_order < COSTLY_ORDER:
         yield text + "That is fragmented: requests for several pages in a row must wait until the kernel has moved others."
     elif told.huge_ratio is not None:
-        huge = size(node.page_bytes << _HUGE_ORDER)
-        yield text + f"{share(told.huge_ratio)} of free memory is in pieces of {huge} or more, a huge page's size."
+        piece = size(node.page_bytes << huge)
+        yield (
+            text
+            + f"{share(told.huge_ratio)} of free memory is in pieces of {piece} or more, a huge page's size (order {huge})."
+        )
+    managed = sum(zone.managed_bytes for zone in node.zones)
+    for zone, state in zip(node.zones, told.zones, strict=True):
+        if zone.managed_bytes >= _MUCH * managed and state.usable and state.usable[COSTLY_ORDER] < _POOR:
+            piece = size(node.page_bytes << COSTLY_ORDER)
+            yield (
+                f"{zone.name} of node {zone.node} is fragmented: only {share(state.usable[COSTLY_ORDER])} of its free memory "
+                f"is in pieces of {piece} or more (order {COSTLY_ORDER}); for larger ones pages have to be moved first."
+            )
