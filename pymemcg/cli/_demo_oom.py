@@ -99,7 +99,8 @@ def _play(group: ChildGroup, process: subprocess.Popen[str]) -> _Death:
     time.sleep(_PAUSE_S)
     begun_ns = _stage.now_ns()
     _stage.say(process)
-    _stage.wait_for("the process that grows", [process], _GROWTH_S)
+    with _stage.progress(_GROWTH_S * _LIMIT / _GROWTH_BYTES) as tell:
+        _stage.wait_for("the process that grows", [process], _GROWTH_S, tell)
     ended_ns = _stage.now_ns()
     after = read_once(target).get("oom_kills")
     time.sleep(_PAUSE_S)

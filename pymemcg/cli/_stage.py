@@ -113,19 +113,28 @@ def answer(process: subprocess.Popen[str], seconds: float) -> list[int]:
     return [int(word) for word in line.split()]
 
 
-def wait_for(who: str, processes: Sequence[subprocess.Popen[str]], seconds: float) -> None:
+def wait_for(
+    who: str, processes: Sequence[subprocess.Popen[str]], seconds: float, tell: Callable[[float], None] | None = None
+) -> None:
     """Wait until all have ended.
 
+    Args:
+        who: They, in words.
+        processes: Each.
+        seconds: How long they should take.
+        tell: Is told the seconds so far.
+
     Raises:
-        MemcgError: They should have in so many seconds, and have not `GRACE_S` later.
+        MemcgError: They have not ended `GRACE_S` later.
     """
     begun = time.monotonic()
-    with progress(seconds) as tell:
-        while any(process.poll() is None for process in processes):
-            if time.monotonic() - begun > seconds + GRACE_S:
-                raise MemcgError(f"{who} does not end", hint="is this machine very busy?")
-            tell(min(time.monotonic() - begun, seconds))
-            time.sleep(0.05)
+    while any(process.poll() is None for process in processes):
+        lasted = time.monotonic() - begun
+        if lasted > seconds + GRACE_S:
+            raise MemcgError(f"{who} does not end", hint="is this machine very busy?")
+        if tell is not None:
+            tell(min(lasted, seconds))
+        time.sleep(0.05)
 
 
 def ending(status: int) -> str:

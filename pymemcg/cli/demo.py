@@ -124,7 +124,8 @@ def _run_to_the_end(processes: list[subprocess.Popen[str]]) -> None:
     """Let them begin, all at once, and wait until all have ended."""
     for process in processes:
         _stage.say(process)
-    _stage.wait_for("the service", processes, SECONDS)
+    with _stage.progress(SECONDS) as tell:
+        _stage.wait_for("the service", processes, SECONDS, tell)
 
 
 def _read_latencies(path: str) -> NDArray[np.int64] | None:
