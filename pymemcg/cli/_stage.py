@@ -60,6 +60,22 @@ def why_not(room_bytes: int, *, on_disk: bool) -> str | None:
     return ChildGroup.possible()
 
 
+@contextmanager
+def hangup_as_ctrl_c() -> Iterator[None]:
+    """A terminal that is closed ends it as Ctrl-C does, or groups and files would be left; unless it is to go on (nohup)."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # ---- Processes -----------------------------------------------------------------------------------------------------
 
 

@@ -70,10 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show it."""
     colours = has_colours()
-    if args.experiment is not None:
-        import_module(_EXPERIMENTS[args.experiment]).run(colours=colours)
-    else:
-        _show_service(colours=colours)
+    with _stage.hangup_as_ctrl_c():
+        if args.experiment is not None:
+            import_module(_EXPERIMENTS[args.experiment]).run(colours=colours)
+        else:
+            _show_service(colours=colours)
     print(f"\n{painted('What to try next', 1, colours=colours)}")
     for command, says in _NEXT[args.experiment]:
         print(f"  {command:<28}  {says}".rstrip())

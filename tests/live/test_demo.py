@@ -20,6 +20,8 @@ pytestmark = pytest.mark.live
 
 LIMIT = 64 * MIB
 UNKNOWN = "–"
+# Likewise for who runs the tests under nohup.
+HEEDING_BOTH = [*WITH_CTRL_C[:2], f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); {WITH_CTRL_C[2]}"]
 PHASES = ["room", "reading", "resting", "reader gone", "no room"]
 # A root that may not read the kernel's log, and finds no journal: what is not in the bounding set is gone with the next exec.
 _DROP = (
@@ -117,19 +119,19 @@ def test_where_the_log_may_not_be_read_demo_oom_says_what_would_help(scratch):
     assert "was killed" not in told
 
 
-@pytest.mark.parametrize("experiment", ["cache", "oom"])
+@pytest.mark.parametrize(("experiment", "number"), [("cache", signal.SIGINT), ("oom", signal.SIGINT), ("cache", signal.SIGHUP)])
 @pytest.mark.usefixtures("own_groups")
-def test_ctrl_c_leaves_nothing(experiment, scratch):
+def test_ctrl_c_and_a_closed_terminal_leave_nothing(experiment, number, scratch):
     variables = os.environ | {"TMPDIR": str(scratch)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*WITH_CTRL_C, "demo", experiment], text=True, env=variables, **pipes) as process:
+    with subprocess.Popen([*HEEDING_BOTH, "demo", experiment], text=True, env=variables, **pipes) as process:
         deadline = time.monotonic() + facts.PATIENCE_S
         members: set[int] = set()
         while not members and process.poll() is None and time.monotonic() < deadline:
             for path in groups_of(process.pid):
                 members |= {int(pid) for pid in (facts.read(path / "cgroup.procs") or "").split()}
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=facts.PATIENCE_S)
     assert members
     assert (process.returncode, errors) == (130, "")
