@@ -38,13 +38,14 @@ def watch(spec: str, seconds: float) -> Meanwhile:
         NotSupported: This place has no memory cgroups.
     """
     target = resolve(spec)
+    identity = _identity(target)
     sampler, why_not = _sampler(spec)  # before the first look: its start takes time and memory
     try:
         first, begun_ns = Ends(target), time.monotonic_ns()
         looks = _Looks(target, seconds)
         again = resolve(spec)
         last, lasted_ns = Ends(again), time.monotonic_ns() - begun_ns
-        if last.identity != first.identity:
+        if _identity(again) != identity:
             raise TargetError(f"{spec} is another group than a moment ago", path=again.directory, hint="look again")
         stalls = None
         if sampler is not None:
@@ -70,7 +71,6 @@ class Ends:
     """What counters say at one end of the watch.
 
     Attributes:
-        identity: What tells the group from another one of its name; None where it is gone.
         stat: memory.stat under the common names.
         vmstat: Of the machine.
         events: Level's name to its events.
@@ -78,7 +78,6 @@ class Ends:
 
     def __init__(self, target: Target) -> None:
         tree = Tree()
-        self.identity = _identity(target.directory)
         self.stat = read_stat(tree, target.directory, target.version)
         self.vmstat = tree.keyed("/proc/vmstat")
         self.events = {}
@@ -100,9 +99,10 @@ def _take_hits_where_they_count(tree: Tree, at: str, events: dict[str, int]) -> 
             events["max"] = hits
 
 
-def _identity(directory: str) -> tuple[int, int] | None:
+def _identity(target: Target) -> tuple[int, int] | None:
+    """What tells its group from another one of that name; None where it is gone."""
     try:
-        status = os.stat(directory)
+        status = os.stat(target.directory)
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -21,11 +21,12 @@ import facts
 import numpy as np
 import outside
 import pytest
+from fullness import run_in_full, run_inside
 from pressure import counted
 
 import pymemcg
 import pymemcg.once
-from pymemcg.child import PREFIX, ChildGroup
+from pymemcg.child import PREFIX
 
 pytestmark = pytest.mark.live
 
@@ -37,8 +38,6 @@ MAIN = "from pymemcg.cli import main; sys.exit(main())"
 WITH_CTRL_C = [sys.executable, "-c", HEEDING + MAIN]
 NO_RICH = [sys.executable, "-c", f"{HEEDING}sys.modules.update({{'rich': None, 'rich_argparse': None}}); {MAIN}"]
 PAGES = "m = bytearray(b'x') * ({size} << 20)"
-# What must run in a full container may take this much above a bare interpreter.
-ROOM = 6 * MIB
 LOG = str(Path(__file__).parent.parent / "data" / "6.12-v2" / "dmesg-oom.txt")
 IN_A_FULL_CONTAINER = [
     ["doctor"],
@@ -57,23 +56,6 @@ def run(*words: str, program: list[str] = COMMAND, **variables: str) -> subproce
     )
 
 
-def run_inside(group: ChildGroup, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that is in the group from its first page on."""
-    shell = ["/bin/sh", "-c", 'read line; exec "$@"', "sh", *command]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(shell, text=True, env=os.environ | variables, **pipes) as process:
-        group.add(process.pid)
-        out, errors = process.communicate("\n", timeout=facts.PATIENCE_S)
-        return subprocess.CompletedProcess(command, process.returncode, out, errors)
-
-
-def peak_bytes(group: ChildGroup) -> int:
-    for name in ("memory.max_usage_in_bytes", "memory.peak"):
-        if os.path.exists(f"{group.directory}/{name}"):
-            return int(Path(group.directory, name).read_text())
-    pytest.skip("this kernel keeps no peak of a group's usage (cgroup v2 before 5.19)")
-
-
 def groups_of(pid: int) -> list[Path]:
     tops = {Path(level.directory) for level in pymemcg.resolve().levels}
     if above := pymemcg.resolve().cgroup2_directory:
@@ -86,12 +68,7 @@ def groups_of(pid: int) -> list[Path]:
 
 @pytest.mark.parametrize("words", IN_A_FULL_CONTAINER)
 def test_what_must_run_in_a_full_container_needs_little_more_than_an_interpreter(make_group, words, tmp_path):
-    variables = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}  # as pip leaves an installed package
-    run(*words, **variables)
-    bare = make_group("bare")
-    assert run_inside(bare, sys.executable, "-c", "pass", **variables).returncode == 0
-    full = make_group("full", limit_bytes=peak_bytes(bare) + ROOM)
-    done = run_inside(full, *COMMAND, *words, **variables)
+    full, done = run_in_full(make_group, tmp_path, *COMMAND, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert pymemcg.once.read_once(pymemcg.resolve(full.directory)).get("oom_kills", 0) == 0

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -168,17 +167,6 @@ def between(first: Ends, last: Ends) -> dict[str, int]:
     """Level to hits of its limit, where they are known."""
     told = {name: happened(events, last.events[name]) for name, events in first.events.items()}
     return {name: events["max"] for name, events in told.items() if "max" in events and name != "/"}
-
-
-def test_another_group_of_that_name_is_another(tmp_path):
-    machine = web_in_pod(tmp_path, "v2")
-    first = ends(machine)
-    assert ends(machine).identity == first.identity
-    directory = machine.memory / "pod/web"
-    shutil.copytree(directory, tmp_path / "again")
-    shutil.move(directory, tmp_path / "before")  # still there, or its inode might be used again
-    shutil.move(tmp_path / "again", directory)
-    assert ends(machine).identity != first.identity
 
 
 # ---- Stalls --------------------------------------------------------------------------------------------------------
