@@ -16,9 +16,11 @@ from pymemcg import RecordingError, Sampler, TargetError, attach
 
 pytestmark = pytest.mark.live
 
-# Who becomes another user cannot be looked at by that one, until it says so; nor read Python's library, perhaps.
+# Who becomes another user cannot be looked at by that one, until it says so; nor read Python's library, perhaps: what it
+# will need is loaded before.
 NOBODY = """
 import ctypes, logging, numpy, pymemcg
+from pymemcg import Sampler, attach
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 """
