@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -72,9 +73,23 @@ class Group:
         (self.memory / ("memory.limit_in_bytes" if self.hierarchies[0].version == 1 else "memory.max")).write_text(str(size))
 
     def hand_down(self, *, on: bool = True) -> None:
-        """Let groups below have limits."""
-        if self.hierarchies[0].version == 2:
-            (self.memory / "cgroup.subtree_control").write_text("+memory" if on else "-memory")
+        """Let groups below have limits.
+
+        A thread that has been joined still keeps its group busy for a moment: the kernel wakes who waits for it in exit_mm(),
+        takes it out of its group later in do_exit(), and does not move it with the others of its process meanwhile.
+        """
+        if self.hierarchies[0].version != 2:
+            return
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                (self.memory / "cgroup.subtree_control").write_text("+memory" if on else "-memory")
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def delegate(self, uid: int) -> None:
         """Give it to a user, as systemd does: the group and the files that move processes, but not its limits."""
