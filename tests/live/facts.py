@@ -25,6 +25,8 @@ UNLIMITED = 1 << 62
 
 _CAP_SYS_ADMIN, _CAP_PERFMON = 21, 38
 _NO_SECCOMP_FILTER = "0"
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""Its inode: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h."""
 
 
 def read(path: str | Path) -> str | None:
@@ -50,6 +52,11 @@ def _capable(number: int) -> bool:
 def is_root() -> bool:
     """Whether we may do all that root may outside of containers."""
     return os.geteuid() == 0 and not CONFINED and _capable(_CAP_SYS_ADMIN)
+
+
+def pids_are_the_kernels() -> bool:
+    """Whether a process has the same number here as in the kernel's log, which knows no pid namespaces."""
+    return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
 
 
 def own_group() -> tuple[str | None, str | None]:

@@ -14,11 +14,12 @@ from typing import Any
 import facts
 import outside
 import pytest
-from actor import MIB, kernels_count, until
+from actor import MIB, Actor, kernels_count, until
 from pressure import whole_machine
 
 import pymemcg
 from pymemcg import Sampler
+from pymemcg.child import ChildGroup
 
 pytestmark = pytest.mark.live
 
@@ -54,14 +55,17 @@ def last_kills(sampler) -> int:
     return int(sampler.usage.window(rows=1)["oom_kills"][0])
 
 
-def kernels_report(pid: int) -> dict[str, Any]:
-    """What `pymemcg oom` tells of a kill, from the kernel's own log."""
+def kernels_report(victim: Actor, group: ChildGroup) -> dict[str, Any]:
+    """What `pymemcg oom` tells of the last kill in a group, from the kernel's own log."""
     told = subprocess.run([sys.executable, "-m", "pymemcg", "oom", "--json"], capture_output=True, text=True, check=False)
     if told.returncode == pymemcg.NotSupported.exit_code:
         pytest.skip(told.stderr.strip())
     assert told.returncode == 0
     kills: list[dict[str, Any]] = [json.loads(line) for line in told.stdout.splitlines()]
-    return [kill for kill in kills if kill["pid"] == pid][-1]
+    kill = [kill for kill in kills if os.path.basename(kill["task_memcg"]) == os.path.basename(group.directory)][-1]
+    if facts.pids_are_the_kernels():
+        assert kill["pid"] == victim.pid
+    return kill
 
 
 class TestKernelsLog:
@@ -70,7 +74,7 @@ class TestKernelsLog:
         victim = make_actor(small)
         victim.send(EAT)
         assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
-        told = kernels_report(victim.process.pid)
+        told = kernels_report(victim, small)
         assert (told["cause"], told["limit_bytes"], told["order"]) == ("own-limit", LIMIT, 0)
         assert told["oom_memcg"].endswith(os.path.basename(small.directory))
         assert told["asker"]["pid"] == told["pid"] == told["candidates"][0]["pid"]
@@ -79,13 +83,13 @@ class TestKernelsLog:
         assert sum(told["memory"][name] for name in ("anon", "file")) == pytest.approx(LIMIT, rel=0.05)
         assert told["entrypoint"] == "yes"
 
-    def test_a_parents_limit(self, small, make_group, make_actor):
-        child = make_group("child", parent=small.directory)
+    def test_a_parents_limit(self, small, make_actor):
+        child = small.child("child")
         make_actor(child)
         victim = make_actor(child)
         victim.send(EAT)
         assert victim.process.wait(facts.PATIENCE_S) == -signal.SIGKILL
-        told = kernels_report(victim.process.pid)
+        told = kernels_report(victim, child)
         assert told["cause"] == "parent-limit"
         assert told["task_memcg"].startswith(f"{told['oom_memcg']}/")
         assert told["entrypoint"] == "unknown"
