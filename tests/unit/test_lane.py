@@ -34,6 +34,7 @@ def program(name: str) -> ModuleType:
 
 
 lane, budget, matrix = program("lane"), program("budget"), program("matrix")
+ROOT = VM.parents[1]
 
 
 @pytest.mark.parametrize(
@@ -166,62 +167,111 @@ def test_what_was_kept_of_guests_is_found_whatever_they_are_called(tmp_path):
     assert [report.about["guest"] for report in guests.kept_reports(str(tmp_path), None)] == ["uml", "6.1", "6.12", "mine-7"]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _no_cells(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYMEMCG_VM_CACHE", str(tmp_path))
+    monkeypatch.setattr(matrix.results, "FOLDER", tmp_path)
+    monkeypatch.setattr(matrix, "all_files", lambda: list(FILES))
+    monkeypatch.setattr(matrix.Cell, "release", "6.1.0")  # else kernels are downloaded
 
 
-@pytest.mark.usefixtures("_no_cells")
-def test_a_table_tells_what_failed_and_where_it_is_from():
-    output = (
-        "SKIPPED [2] tests/live/test_a.py:3: there is no PSI\n"
-        "FAILED tests/live/test_a.py::test_b - AssertionError\n== 1 failed, 3 passed, 2 skipped in 1.0s =="
-    )
-    matrix.Cell("host", "root").keep(output, 1, marked=False)
+FILES = ("live/test_a.py", "live/test_b.py", "live/test_c.py")
+A, B, C = (f"{ROOT}/tests/{file}" for file in FILES)
+ALL = [A, B, C]
+# As -vv has it, in a guest whose paths begin at the root.
+ONE_FAILS = """
+tree/tests/live/test_a.py::test_one PASSED
+tree/tests/live/test_a.py::TestIt::test_two[a b] SKIPPED (/sys/fs/cgroup/pymemcg-12-x: no (PSI) here)
+tree/tests/live/test_a.py::test_three PASSED
+tree/tests/live/test_a.py::test_three ERROR
+tree/tests/live/test_b.py::test_one FAILED
+tree/tests/live/test_c.py::test_one[x] PASSED
+SKIPPED [1] tree/tests/live/test_a.py:3: /sys/fs/cgroup/pymemcg-12-x: no (PSI) here
+ERROR tree/tests/live/test_a.py::test_three - OSError: a | b
+FAILED tree/tests/live/test_b.py::test_one - AssertionError: /tmp/pytest-3/x is there
+  and more of it
+== 1 failed, 3 passed, 1 skipped, 1 error in 1.0s ==
+"""
+DIES = """
+tree/tests/live/test_a.py::test_one PASSED
+tree/tests/live/test_b.py::test_one PASSED
+tree/tests/live/test_b.py::test_two """
+
+
+def test_a_table_tells_what_skips_what_failed_and_where_it_is_from():
+    matrix.Cell("host", "root").keep(ONE_FAILS, 1, ALL, marked=False)
     table = matrix.table()
-    assert "| 1 failed, 3 passed, 2 skipped | – | – | – | – |" in table
-    assert f"At commit {matrix.commit()}: host root." in table
-    assert "| there is no PSI | host root 2 |" in table
-    assert "- host, root: `live/test_a.py::test_b`" in table
+    assert "| 3 passed, 1 skipped, 1 failed, 1 error | – | – | – | – |" in table
+    assert f"commit {matrix.commit()}: host root 3 files" in table
+    assert "| …: no (PSI) here | host root 1 |" in table
+    assert "- host root: `live/test_b.py::test_one`: AssertionError: … is there\n" in table
+    assert "- host root: `live/test_a.py::test_three`: OSError: a ¦ b\n" in table
     assert "| uml (not run yet) |" in table
 
 
-@pytest.mark.usefixtures("_no_cells")
-def test_a_cell_is_made_in_parts():
+def test_a_run_replaces_what_is_known_of_its_files_alone():
     cell = matrix.Cell("6.1 v1", "root")
-    cell.keep("== 1 passed in 1.0s ==", 0, marked=True)
-    cell.keep("== 3 passed, 1 skipped in 1.0s ==", 0, marked=False, part="1/3")
-    assert matrix._verdict(cell) == "1 of 3 parts: 3 passed, 1 skipped"
-    cell.keep("FAILED tests/live/test_a.py::test_b\n== 1 failed, 2 passed in 1.0s ==", 1, marked=False, part="3/3")
-    cell.keep("== 5 passed in 1.0s ==\nKilled", 137, marked=False, part="2/3")
-    assert matrix._verdict(cell) == "10 passed, 1 skipped, 1 failed; failed with exit status 137"
-    assert "- 6.1 v1, root: `live/test_a.py::test_b`" in matrix.table()
-    cell.keep("== 5 passed in 1.0s ==", 0, marked=False, part="2/3")
-    cell.keep("== 4 passed in 1.0s ==", 0, marked=False, part="3/3")
-    assert matrix._verdict(cell) == "12 passed, 1 skipped"
-    assert matrix._verdict(matrix.Cell("6.1", "root")) == "–"
+    cell.keep(ONE_FAILS, 1, ALL, marked=False)
+    cell.keep("tests/live/test_b.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, [B], marked=False)
+    assert matrix._verdict(cell) == "4 passed, 1 skipped, 1 error"
+    cell.keep("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, [A], marked=False)
+    assert matrix._verdict(cell) == "3 passed"
+    assert matrix.results.load("6.1-v1-root").skipped == {}
 
 
-def test_parts_have_every_file_once():
-    parts = [matrix._files(f"{part}/5") for part in range(1, 6)]
-    assert sorted(name for part in parts for name in part) == matrix._files("1/1")
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_a_run_that_is_stopped_keeps_the_files_that_were_done():
+    cell = matrix.Cell("6.1 v1", "root")
+    cell.keep(DIES, 124, ALL, marked=False)
+    assert matrix._verdict(cell) == "2 of 3 files: 2 passed, 1 file unfinished"
+    assert "- 6.1 v1 root: `live/test_b.py` is unfinished: took too long" in matrix.table()
+    assert cell.missing == ["live/test_c.py", "live/test_b.py"]
+    cell.keep("", 125, [C, B], marked=False)
+    assert cell.missing == ["live/test_c.py", "live/test_b.py"]
+    done = "tests/live/test_c.py::test_one PASSED\ntests/live/test_b.py::test_one PASSED\n== 2 passed in 1.0s =="
+    cell.keep(done, 0, [C, B], marked=False)
+    assert matrix._verdict(cell) == "3 passed"
+    assert cell.missing == []
+
+
+def test_marked_tests_are_told_where_not_all_are_known():
+    cell = matrix.Cell("6.1", "owner")
+    assert matrix._verdict(cell) == "–"
+    one = [f"{A}::test_one", f"{C}::test_one"]
+    cell.keep("tests/live/test_a.py::test_one FAILED\n== 1 failed in 1.0s ==", 1, one, marked=True)
+    assert matrix._verdict(cell) == "marked: 1 failed"
+    cell.keep("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, [A], marked=False)
+    assert matrix._verdict(cell) == "1 of 3 files: 1 passed; marked: 1 failed"
+    assert cell.told.failed == {}  # a whole file says more
+    cell.keep("tests/live/test_b.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, [B, C], marked=False)
+    assert matrix._verdict(cell) == "2 passed"
+
+
+def test_of_single_tests_nothing_is_kept():
+    cell = matrix.Cell("6.1", "root")
+    found = cell.keep("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, [f"{A}::test_one"], marked=False)
+    assert found.summary == "1 passed"
+    assert matrix._verdict(cell) == "–"
 
 
 @pytest.mark.parametrize(
-    ("output", "status", "marked", "verdict"),
+    ("output", "status", "verdict"),
     [
-        ("== 3 passed in 1.0s ==", 0, False, "3 passed"),
-        ("== 3 passed in 1.0s ==", 0, True, "marked: 3 passed"),
-        ("== 1 failed, 3 passed in 1.0s ==", 1, False, "1 failed, 3 passed"),
-        ("== 3 passed in 1.0s ==\nSegmentation fault", 139, True, "marked: 3 passed; failed with exit status 139"),
-        ("== 3 passed in 1.0s ==", 1, False, "3 passed; failed with exit status 1"),
-        ("== 2 skipped in 1.0s ==", 0, False, "2 skipped; no test ran"),
-        ("== 3 passed in 1.0s ==", 125, False, "3 passed; the guest died or could not be had"),
-        ("tests/live/test_a.py ..", 124, False, "took too long"),
+        ("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==", 0, "1 passed"),
+        ("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==\nKilled", 137, "1 passed, 1 file unfinished"),
+        ("tests/live/test_a.py::test_one PASSED\n== 1 passed in 1.0s ==", 1, "1 passed, 1 file unfinished"),
+        ("tests/live/test_a.py::test_one SKIPPED (why)\n== 1 skipped in 1.0s ==", 0, "1 skipped"),
+        ("tests/live/test_a.py::test_one PASSED\nKilled", 125, "1 of 3 files: 1 passed, 1 file unfinished"),
+        ("tests/live/test_a.py::test_one ", 124, "1 of 3 files: 1 file unfinished"),
+        ("no kernel", 125, "–"),
     ],
 )
-@pytest.mark.usefixtures("_no_cells")
-def test_a_cell_tells_which_tests_there_were_and_how_they_ended(output, status, marked, verdict):
-    matrix.Cell("host", "reader").keep(output, status, marked=marked)
+def test_a_cell_tells_how_its_tests_ended(output, status, verdict):
+    matrix.Cell("host", "reader").keep(output, status, ALL, marked=False)
     assert f"| – | – | {verdict} | – | – |" in matrix.table()
+
+
+def test_what_is_kept_is_read_back_the_same(tmp_path):
+    found = matrix.Result.of(ONE_FAILS, 1, list(FILES), {"release": "6.1", "commit": "1a2b", "date": "2026-01-02"})
+    matrix.results.save("x", found)
+    assert matrix.results.load("x") == found
+    lines = (tmp_path / "x.json").read_text().splitlines()
+    assert len([line for line in lines if "test_a.py" in line]) == 3  # its numbers, its reason, its error
