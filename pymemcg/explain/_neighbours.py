@@ -31,7 +31,9 @@ def neighbours(tree: Tree, target: Target, read: Callable[[Level], Group]) -> It
     top = target.levels[-1].directory.rstrip("/")
     seen = {level.directory for level in target.levels}
     left = _MOST
-    for above in reversed(target.levels[1:]):
+    # The target's own groups are no neighbours, but that of all pods, or of a class, is there for its pods.
+    tops = target.levels if _holds_pods(target) else target.levels[1:]
+    for above in reversed(tops):
         for directory, pod in _below(tree, above.directory):
             if directory in seen:
                 continue
@@ -45,16 +47,21 @@ def neighbours(tree: Tree, target: Target, read: Callable[[Level], Group]) -> It
                 yield Neighbour(group, pod, _first_adj(tree, directory))
 
 
+def _holds_pods(target: Target) -> bool:
+    names = [level.directory.rpartition("/")[2] for level in target.levels]
+    return any(map(_PODS_TOP.fullmatch, names)) and not any(map(POD.fullmatch, names))
+
+
 def _below(tree: Tree, directory: str) -> Iterator[tuple[str, str | None]]:
     """The groups right below one; of pods, wherever they are below `kubepods`, also those of their containers."""
-    inside = _PODS_TOP.fullmatch(directory.rpartition("/")[2]) is not None
+    inside = any(map(_PODS_TOP.fullmatch, directory.split("/")))
     for name in tree.folders(directory):
         at = f"{directory}/{name}"
         pod = POD.fullmatch(name)
         yield at, name if pod else None
         if pod:
             yield from ((f"{at}/{inner}", name) for inner in tree.folders(at))
-        elif inside:  # kubepods-burstable, kubepods-besteffort
+        elif _PODS_TOP.fullmatch(name) or (inside and not any(map(POD.fullmatch, at.split("/")))):  # a class of pods
             yield from _below(tree, at)
 
 

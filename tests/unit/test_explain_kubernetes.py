@@ -287,6 +287,16 @@ def test_the_groups_above_the_pods(node):
     assert (told.kind, told.qos, told.pod, told.request_bytes) == ("pods", "Burstable", None, None)
 
 
+def test_all_pods_are_seen_from_above_them_and_from_beside_them(node):
+    for path in (node.top, node.burstable.rpartition("/")[0]):
+        assert {one.pod for one in node.of(path)[1].pods} == {BURSTABLE_UID, GUARANTEED_UID, BEST_EFFORT_UID}
+    node.tree.group("/system.slice/sshd.service")
+    with opened(node.tree.become(node.pids["calm"])) as tree:
+        snapshot = take(tree, "cgroup:/system.slice/sshd.service")
+    pods = {one.group.name for one in snapshot.neighbours if one.pod is not None}
+    assert {node.guaranteed, node.burstable, node.best_effort, node.path["poor"]} <= pods
+
+
 # ---- Memory QoS ----------------------------------------------------------------------------------------------------
 
 
