@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _ROWS = 8  # of the picture
 _LEFT, _RIGHT = 14, 20  # columns beside it
+_PSI_TOP = 0.01  # a full bar is at least so much, or next to nothing would fill it
 _NEAR_NS = 5_000_000  # a hit so near to a request is one that may have to do with it
 _ANON, _CACHE, _HIT, _PSI, _SLOW = 35, 34, 31, 33, 36  # colours
 _BOLD, _DIM = 1, 2
@@ -138,7 +139,7 @@ class Story:
         if len(self.pressure) > 1:
             shares = ratios(self.pressure, "some_us", *args)
             most = _most(shares)
-            yield self._strip("PSI some", spark(shares, 0, most) if most else "", f"up to {share(most)}", _PSI)
+            yield self._strip("PSI some", spark(shares, 0, max(most, _PSI_TOP)) if most else "", f"up to {share(most)}", _PSI)
         if self.requests is not None and len(self.requests):
             slow = self._slowest()
             yield self._strip(

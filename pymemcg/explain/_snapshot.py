@@ -176,6 +176,7 @@ class Meanwhile:
         growth_bytes_per_s: Trend of the group's usage (Theil-Sen: the median slope of all pairs of readings).
         anon_growth_bytes_per_s: Likewise of its anonymous memory and shmem.
         anon_grows: Whether these grew all the time, and did not only breathe; None where there were too few readings.
+        most_bytes: The most that usage was.
         most_dirty_bytes: The most of it that was still to be written to a disk.
         events: Level's name to how often each event of it happened: "max", "high", "oom_kill".
         stat: By how much counters of memory.stat rose, those that did, under the common names.
@@ -188,6 +189,7 @@ class Meanwhile:
     growth_bytes_per_s: float | None
     anon_growth_bytes_per_s: float | None
     anon_grows: bool | None
+    most_bytes: int | None
     most_dirty_bytes: int | None
     events: Mapping[str, Mapping[str, int]]
     stat: Mapping[str, int]

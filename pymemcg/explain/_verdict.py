@@ -49,6 +49,7 @@ _SOON_S: Final = 600.0
 """A straight line further into the future than ten minutes, drawn from a few seconds, says nothing."""
 _GROWS_RATIO: Final = 0.0005
 """Of the limit in a second: less is what any heap does while it breathes."""
+_PEAK_RATIO: Final = 1.05  # of the usage that is told: what it was before is told where it was really more
 _STORM_BYTES_PER_S: Final = 1 << 20  # 256 pages a second, some percent of a thread's time with zram and all of it with a disk
 _PRESSED: Final = 0.005  # PSI `some`: a two-hundredth of the time in which somebody waits; a calm service has 0
 
@@ -170,12 +171,20 @@ class _Facts:
         moved = meanwhile.vmstat if meanwhile else {}
         return sum(count for name, count in moved.items() if name.startswith("allocstall"))
 
+    def _usage(self, usage: int) -> str:
+        first, meanwhile = self.edge.first, self.snapshot.meanwhile
+        if first is not None and first.group != self.snapshot.group.name:
+            return f"{size(usage)} itself; {size(first.used_bytes)} of {size(first.limit_bytes)} of {first.group}"
+        of = "" if first is None else f" of {size(first.limit_bytes)}"
+        most = meanwhile.most_bytes if meanwhile else None
+        peak = f", {size(most)} at most while watched" if most is not None and most > _PEAK_RATIO * usage else ""
+        return f"{size(usage)}{of}{peak}"
+
     def numbers(self) -> Iterator[tuple[str, str]]:
         """The figures that it rests on."""
-        group, first = self.snapshot.group, self.edge.first
+        group = self.snapshot.group
         if group.usage_bytes is not None:
-            of = "" if first is None else f" of {size(first.limit_bytes)}"
-            yield "usage", f"{size(group.usage_bytes if first is None else first.used_bytes)}{of}"
+            yield "usage", self._usage(group.usage_bytes)
         if self.edge.unreclaimable_ratio is not None:
             yield "cannot be reclaimed at once", f"{share(self.edge.unreclaimable_ratio)} of the limit"
         if self.outcome.swap_left_bytes is not None:

@@ -58,6 +58,7 @@ def watch(spec: str, seconds: float) -> Meanwhile:
         growth_bytes_per_s=trend(looks.usage),
         anon_growth_bytes_per_s=trend_of_stat(looks.anon),
         anon_grows=grows([count for _, count in looks.anon]),
+        most_bytes=max((count for _, count in looks.usage), default=None),
         most_dirty_bytes=max((count for _, count in looks.dirty), default=None),
         events={name: happened(events, last.events.get(name, {})) for name, events in first.events.items()},
         stat=moved(counters(first.stat), last.stat),

@@ -196,6 +196,7 @@ def meanwhile(**changes: object) -> Meanwhile:
         growth_bytes_per_s=0.0,
         anon_growth_bytes_per_s=0.0,
         anon_grows=False,
+        most_bytes=None,
         most_dirty_bytes=0,
         events={},
         stat={},
