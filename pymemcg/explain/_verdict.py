@@ -110,9 +110,13 @@ class _Facts:
 
     @property
     def used(self) -> float:
-        """Of the first limit."""
-        first = self.edge.first
-        return 0.0 if first is None or first.used_bytes is None else first.used_bytes / max(1, first.limit_bytes)
+        """Of the first limit, at its most while watched."""
+        first, meanwhile = self.edge.first, self.snapshot.meanwhile
+        if first is None or first.used_bytes is None:
+            return 0.0
+        own = first.group == self.snapshot.group.name
+        most = meanwhile.most_bytes if meanwhile and own else None
+        return max(first.used_bytes, most or 0) / max(1, first.limit_bytes)
 
     def _hits(self, name: str) -> int:
         meanwhile = self.snapshot.meanwhile
