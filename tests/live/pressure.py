@@ -66,19 +66,19 @@ def loaded(actor: Actor) -> Actor:
     try:
         actor.do(LOAD)
     except Failed as failed:
-        if "mlockall" not in str(failed) or not _may_lock_little():
+        if "mlockall" not in str(failed) or not may_lock_little():
             raise
     return actor
 
 
-def _may_lock_little() -> bool:
+def may_lock_little() -> bool:
     """As containers may, and users whom nobody could give more."""
     return not facts.is_root() and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
 
 
 def or_thrash(*causes: str) -> set[str]:
     """These causes, and that of loads which are not locked."""
-    return {*causes, "thrash"} if _may_lock_little() else set(causes)
+    return {*causes, "thrash"} if may_lock_little() else set(causes)
 
 
 def counted(group: ChildGroup, key: str) -> int:
