@@ -83,8 +83,7 @@ def growth(make: Make, start: Start, folder: Path) -> Iterator[ChildGroup]:
 def parent_squeezed(make: Make, start: Start, folder: Path) -> Iterator[ChildGroup]:
     """A group far below its own limit, in one that another fills."""
     pod = make("pod", limit_bytes=LIMIT)
-    neighbour = make("neighbour", parent=pod.directory, limit_bytes=None)
-    group = make("service", parent=pod.directory, limit_bytes=LIMIT // 2)
+    neighbour, group = pod.child("neighbour"), pod.child("service", limit_bytes=LIMIT // 2)
     hog, service = start(neighbour), start(group)
     for actor in (hog, service):
         actor.do(_WRITE)
