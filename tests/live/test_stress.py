@@ -75,7 +75,8 @@ def test_no_torn_row_and_no_miscounted_loss(group, make_actor):
         grid = int(window["t_ns"][-1] - window["late_ns"][-1])
         before, since = sampler.usage.head, time.monotonic()
         until(lambda: sampler.usage.head > before + sampler.usage.capacity)
-        rarely = max(0.06, 2 * (time.monotonic() - since))
+        # Once three readers want the writer's only CPU, too, a lap takes four times as long.
+        rarely = max(0.06, (8 if facts.MACHINE_IS_OURS else 2) * (time.monotonic() - since))
         actors = [make_actor() for _ in range(3)]
         for actor in actors:
             actor.do(READERS.format(spec=group.spec, rate=RATE_HZ, history=HISTORY_S))
