@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 600_000 if os.environ.get("PYMEMCG_VM") else 60_000  # on booted kernels a minute did not do to load a page
 DRAWN = "window.Bokeh && Bokeh.documents.length == 1 && Bokeh.documents[0].is_idle"
 
 
@@ -26,7 +27,8 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip(f"there is no browser here: none of {', '.join(BROWSERS)} is in PATH")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # as root it has none
+        options = ["--no-sandbox"]  # as root it has none
+        running = playwright.chromium.launch(executable_path=path, args=options, timeout=PATIENCE_MS)
         try:
             yield running
         finally:
