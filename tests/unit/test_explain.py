@@ -27,18 +27,6 @@ def snapshot(request) -> Snapshot:
     return snapshot_of(request.param, pss=True)
 
 
-def raw(snapshot: Snapshot, name: str) -> dict[str, int]:
-    """A keyed file of the captured group, read by the test itself."""
-    [kernel] = [
-        kernel
-        for kernel in KERNELS
-        if snapshot.node.kernel in (DATA / kernel / "proc/version").read_text()
-        and (DATA / kernel / snapshot.group.directory.strip("/")).is_dir()
-    ]
-    text = (DATA / kernel / snapshot.group.directory.strip("/") / name).read_text()
-    return {key: int(value) for key, value in (line.split() for line in text.splitlines())}
-
-
 # ---- Figures -------------------------------------------------------------------------------------------------------
 
 
@@ -109,57 +97,6 @@ def test_who_is_never_killed_is_ranked_last(snapshot):
 
 def test_it_is_json(snapshot):
     assert json.loads(json.dumps(explain(snapshot).to_dict()))["verdict"]["name"] in VERDICTS
-
-
-# ---- Tools: each formula once more, on the files themselves ----------------------------------------------------------
-
-
-def shown(snapshot: Snapshot) -> dict[tuple[str, str], int | None]:
-    return {(one.tool, one.figure): one.shown_bytes for one in explain(snapshot).tools.shown}
-
-
-def test_cadvisors_figures_are_by_its_published_formulas(snapshot):
-    stat, told = raw(snapshot, "memory.stat"), shown(snapshot)
-    usage = snapshot.group.usage_bytes
-    rss, cache, inactive = (
-        ("total_rss", "total_cache", "total_inactive_file") if snapshot.version == 1 else ("anon", "file", "inactive_file")
-    )
-    name = "cAdvisor, Prometheus"
-    assert told[name, "container_memory_usage_bytes"] == usage
-    assert told[name, "container_memory_rss"] == stat[rss]
-    assert told[name, "container_memory_cache"] == stat[cache]
-    assert told[name, "container_memory_working_set_bytes"] == max(0, usage - stat[inactive])
-    assert told["kubelet, kubectl top", "memory"] == max(0, usage - stat[inactive])
-
-
-def test_dockers_figures_are_by_its_published_formulas(snapshot):
-    stat, told, usage = raw(snapshot, "memory.stat"), shown(snapshot), snapshot.group.usage_bytes
-    if "total_inactive_file" in stat and stat["total_inactive_file"] < usage:
-        expected = usage - stat["total_inactive_file"]
-    else:
-        expected = usage - stat["inactive_file"] if stat["inactive_file"] < usage else usage
-    assert told["docker stats", "MEM USAGE, from 20.10"] == expected
-    if snapshot.version == 1:
-        assert told["docker stats", "MEM USAGE, to 19.03"] == usage - stat["cache"]
-
-
-def test_docker_shows_all_of_it_where_inactive_files_are_said_to_be_more(snapshot):
-    stat = dict(snapshot.group.stat) | {"inactive_file": snapshot.group.usage_bytes}
-    own = dict(snapshot.group.own_stat) | ({"inactive_file": MIB} if snapshot.version == 1 else {})
-    group = replace(snapshot.group, stat=stat, own_stat=own)
-    told = shown(replace(snapshot, levels=(group, *snapshot.levels[1:])))
-    expected = group.usage_bytes - MIB if snapshot.version == 1 else group.usage_bytes
-    assert told["docker stats", "MEM USAGE, from 20.10"] == expected
-    assert told["cAdvisor, Prometheus", "container_memory_working_set_bytes"] == 0
-
-
-def test_resident_is_anonymous_files_and_shared(snapshot):
-    [process] = snapshot.processes
-    status = process.status
-    assert status["VmRSS"] == status["RssAnon"] + status["RssFile"] + status["RssShmem"] == process.rss_bytes
-    assert status["RssFile"] + status["RssShmem"] == process.shared_bytes
-    assert status["VmSize"] == process.virtual_bytes
-    assert 0 < process.pss_bytes < process.rss_bytes
 
 
 # ---- Limits --------------------------------------------------------------------------------------------------------
