@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,9 +49,13 @@ threading.Thread(target=work, daemon=True).start()
 def healthy_cache(make: Make, start: Start, folder: Path) -> Iterator[ChildGroup]:
     """A process has read more than the limit, and rests."""
     group = make("cache", limit_bytes=LIMIT)
+    with (folder / "data").open("wb") as file:  # by this process, which pays for its pages until they are dropped
+        file.write(bytes(96 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     actor = start(group)
     actor.do(_WRITE)
-    actor.do(f"write({str(folder / 'data')!r}, 96)")
     actor.do(f"read({str(folder / 'data')!r})")
     yield group
 
