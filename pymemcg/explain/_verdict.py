@@ -169,6 +169,11 @@ class _Facts:
         return max(self.moved("pswpin"), self.moved("workingset_refault_anon"))
 
     @property
+    def read_again(self) -> float:
+        """Bytes a second of files that came back; before 5.9 one counter has those of swap, too."""
+        return max(self.moved("workingset_refault_file"), self.moved("workingset_refault"))
+
+    @property
     def node_stalls(self) -> int:
         """How often somebody on the machine had to reclaim for the whole of it."""
         meanwhile = self.snapshot.meanwhile
@@ -231,7 +236,7 @@ _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
     "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.dirty),
     "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,
     "full": lambda facts: facts.stuck >= _FULL,
-    "thrash": lambda facts: facts.at_limit and facts.pressed and facts.moved("workingset_refault_file") >= _STORM_BYTES_PER_S,
+    "thrash": lambda facts: facts.at_limit and facts.pressed and facts.read_again >= _STORM_BYTES_PER_S,
     "cache-pressure": lambda facts: facts.at_limit and facts.pressed,
     "node-squeezed": _node_is_short,
 }
