@@ -225,7 +225,7 @@ def _dirty_rule(snapshot: Snapshot) -> str:
     if begin is None or stop is None:
         return "When that happens is a rule of the whole host (vm.dirty_background_ratio)."
     whose = (
-        "On cgroup v1 no group's limit makes that sooner: reclaim at the limit waits for the disk, or gives up with an OOM kill."
+        "On cgroup v1 no group's limit makes that sooner: reclaim at the limit waits for the disk, or ends in an OOM kill."
         if snapshot.version == 1
         else "Where the file system knows cgroups (ext4, btrfs, xfs), the same shares hold of the group's own memory."
     )
