@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import facts
 import pytest
 from stages import STAGES
 
@@ -20,7 +21,7 @@ def explained(*arguments: str) -> dict:
         [sys.executable, "-m", "pymemcg", "explain", "--json", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=facts.PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
