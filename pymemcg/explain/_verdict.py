@@ -41,6 +41,9 @@ VERDICTS: Final = {
 """Verdict to what it says, the gravest first: the first that fits is told, others that fit beside it."""
 
 _MUCH: Final = 0.25  # of a limit: what is less does not explain that it is full
+_DIRTY_HELD: Final = 0.05
+"""Where threads are held, less is a backlog: on v2 writers wait from vm.dirty_ratio (20 %) of a group's cache and headroom on, which
+of a full limit may be little (`balance_dirty_pages`, mm/page-writeback.c)."""
 _HALF: Final = 0.5  # of a limit that others share: where most of it is cache, nobody is squeezed
 _FULL: Final = 0.9
 """Share of the limit that neither reclaim nor swap can take, from which on little is left: some of the rest is always "
@@ -233,7 +236,9 @@ _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
         and (facts.edge.near or facts.hits_above > 0)
         and (facts.pressed or (facts.edge.unreclaimable_ratio or 0.0) >= _HALF)
     ),
-    "dirty-backlog": lambda facts: facts.at_limit and facts.much(facts.dirty),
+    "dirty-backlog": lambda facts: (
+        facts.at_limit and (facts.much(facts.dirty) or (facts.pressed and facts.dirty >= _DIRTY_HELD * facts.limit))
+    ),
     "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,
     "full": lambda facts: facts.stuck >= _FULL,
     "thrash": lambda facts: facts.at_limit and facts.pressed and facts.read_again >= _STORM_BYTES_PER_S,

@@ -207,6 +207,8 @@ GROWING = {"growth_bytes_per_s": 2.0 * MIB, "anon_growth_bytes_per_s": 2.0 * MIB
         (changed(shmem=62, inactive_file=1), "tmpfs-leak", "yes"),
         (changed(anon=20, kernel=42, inactive_file=1), "kernel-memory", "yes"),
         (changed(anon=20, inactive_file=44, file_dirty=20), "dirty-backlog", "watch"),
+        (changed(anon=20, inactive_file=44, file_dirty=5, seen={"stalls": STALLS}), "dirty-backlog", "watch"),
+        (changed(anon=20, inactive_file=44, file_dirty=5), "healthy-cache", "no"),
         (changed(anon=30, inactive_file=30, seen={"stat": {"pswpin": 3000}}), "swap-storm", "yes"),
         (changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}), "throttled", "watch"),
         (changed(anon=62, inactive_file=1, others={"oom_kill_disable": 1, "under_oom": 1}), "hung", "yes"),
