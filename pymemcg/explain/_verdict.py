@@ -42,12 +42,12 @@ VERDICTS: Final = {
 
 _MUCH: Final = 0.25  # of a limit: what is less does not explain that it is full
 _DIRTY_HELD: Final = 0.05
-"""Where threads are held, less is a backlog: on v2 writers wait from vm.dirty_ratio (20 %) of a group's cache and headroom on, which
-of a full limit may be little (`balance_dirty_pages`, mm/page-writeback.c)."""
+"""Where threads are held, less is a backlog: on v2 writers wait from vm.dirty_ratio (20 %) of a group's cache and headroom on,
+which of a full limit may be little (`balance_dirty_pages`, mm/page-writeback.c)."""
 _HALF: Final = 0.5  # of a limit that others share: where most of it is cache, nobody is squeezed
 _FULL: Final = 0.9
-"""Share of the limit that neither reclaim nor swap can take, from which on little is left: some of the rest is always "
-"in use."""
+"""Share of the limit that neither reclaim nor swap can take, from which on little is left: some of the rest is always in
+use."""
 _SOON_S: Final = 600.0
 """A straight line further into the future than ten minutes, drawn from a few seconds, says nothing."""
 _GROWS_RATIO: Final = 0.0005
