@@ -30,6 +30,8 @@ HELP: Final = "explain a group's memory: which tool is right, what happens at th
 _SECONDS: Final = 3.0  # long enough for a trend and some requests, short enough to wait for
 _SHOWN: Final = 5
 _GROUP_WIDTH: Final = 40
+_NAME_WIDTH: Final = 28  # of a pod or container: its id begins there
+_BECAUSE_WIDTH: Final = 27
 _COLOURS: Final = {"no": 32, "watch": 33, "yes": 31}
 _WORRY: Final = {"no": "no need to worry", "watch": "worth a look", "yes": "worry"}
 
@@ -92,7 +94,9 @@ class _Page:
     def lines(self) -> Iterator[str]:
         """All of it."""
         told, snapshot = self._told, self._told.snapshot
-        yield self._bold(f"{snapshot.group.directory} (cgroup v{snapshot.version}, {snapshot.target})")
+        yield self._bold(plain(f"{snapshot.group.directory} (cgroup v{snapshot.version}, {snapshot.target})"))
+        if snapshot.charged_elsewhere:
+            yield from wrapped(plain(snapshot.charged_elsewhere), self._width)
         yield ""
         yield from self._verdict()
         yield from self._part("Who says what", _tools(told, self._width), told.tools.says)
@@ -115,14 +119,14 @@ class _Page:
         yield from wrapped(verdict.says, self._width)
         yield ""
         for what, text in verdict.because:
-            yield from figure(what, text, self._width, colours=False, title_width=26)
+            yield from figure(what, text, self._width, colours=False, title_width=_BECAUSE_WIDTH)
         if verdict.also:
-            yield from figure("also fits", ", ".join(verdict.also), self._width, colours=False, title_width=26)
+            yield from figure("also fits", ", ".join(verdict.also), self._width, colours=False, title_width=_BECAUSE_WIDTH)
         yield ""
         yield self._bold("What to do")
         for one in verdict.advice:
             mark = painted("not", _COLOURS["yes"], colours=self._colours) if one.danger else " - "
-            lines = [*wrapped(one.do, self._width - 6), *wrapped(f"({one.costs})", self._width - 6)]
+            lines = [line for text in (one.do, f"({one.costs})") for line in wrapped(plain(text), self._width - 6)]
             for i, line in enumerate(lines):
                 yield f"  {mark if i == 0 else '   '} {line}"
 
@@ -191,7 +195,7 @@ def _pods(told: KubernetesSection) -> str:
     rows = []
     for one in (*told.pods[:_SHOWN], *told.containers[:_SHOWN]):
         figures = (one.usage_bytes, one.working_set_bytes, one.request_bytes, one.over_request_bytes, one.limit_bytes)
-        named = elided(one.name.rstrip("/").rpartition("/")[2] or one.name, _GROUP_WIDTH)
+        named = (one.name.rstrip("/").rpartition("/")[2] or one.name)[:_NAME_WIDTH]
         rows.append((f"{one.kind} {named}", one.qos or UNKNOWN, *map(size, figures), "this one" if one.target else ""))
     return aligned([_POD_TITLES, *rows], left=(0, 1, 7)) if rows else ""
 

@@ -42,16 +42,37 @@ def _plain(do: str, costs: str, *, danger: bool = False) -> _Make:
     return lambda _snapshot, _edge: said
 
 
+_LIMIT_FILES: Final = {
+    (1, "max"): "memory.limit_in_bytes",
+    (1, "memsw"): "memory.memsw.limit_in_bytes",
+    (2, "max"): "memory.max",
+    (1, "high"): "memory.high",
+    (2, "high"): "memory.high",
+}
+
+
 def _room(snapshot: Snapshot, edge: Edge) -> Advice:
-    whose = "the limit" if edge.first is None or edge.first.group == snapshot.group.name else f"the limit of {edge.first.group}"
-    path = snapshot.levels[-1].directory if edge.first is None else edge.first.group
-    file = "memory.limit_in_bytes" if snapshot.version == 1 else "memory.max"
-    now = "" if edge.first is None else f", now {size(edge.first.limit_bytes)}"
+    first = edge.first
+    if first is None:
+        return Advice(
+            "Give it more memory: a larger machine, or fewer neighbours. And give it a limit (memory.max; `docker run "
+            "--memory`; "
+            "Kubernetes: resources.limits.memory).",
+            "With a limit it is ended itself, and not whoever the machine's OOM killer finds largest.",
+        )
+    whose = "the limit" if first.group == snapshot.group.name else f"the limit of {first.group}"
+    file = _LIMIT_FILES[snapshot.version, first.kind]
+    both = snapshot.group.limits.get("memsw")
+    if snapshot.version == 1 and first.kind == "max" and both is not None and both <= first.limit_bytes:
+        file = f"memory.memsw.limit_in_bytes, and then {file}"
+    docker = "" if first.kind == "high" else "; `docker update --memory`, with --memory-swap"
     return Advice(
-        f"Raise {whose}{now} ({file} of {path}; `docker update --memory`; Kubernetes: resources.limits.memory, and requests).",
+        f"Raise {whose}, now {size(first.limit_bytes)} ({file} of {first.group}{docker}; Kubernetes: "
+        "resources.limits.memory, and "
+        "requests).",
         "The node has less for others, and page cache grows into whatever it is given. Where the request stays behind "
-        "the limit, the "
-        "node can be promised more than once.",
+        "the limit, "
+        "the node can be promised more than once.",
     )
 
 
@@ -67,7 +88,7 @@ def _high(snapshot: Snapshot, edge: Edge) -> Advice:
     return Advice(
         f"Set memory.high{at}: reclaim begins earlier, and what grows is slowed down instead of killed.",
         "Its threads are put to sleep there, for up to 2 s at a time: latency instead of a kill. No help where nothing can be "
-        "reclaimed and the growth does not end.",
+        "reclaimed and the growth does not end: it then crawls for ever, where a kill would have had it restarted.",
     )
 
 
@@ -75,13 +96,25 @@ def _reclaim(snapshot: Snapshot, edge: Edge) -> Advice:
     del edge
     directory = snapshot.group.directory
     if snapshot.version == 1:
-        how = f"`sync; echo 0 > {directory}/memory.force_empty`"
+        how = f"`echo 0 > {directory}/memory.force_empty`, which takes all that it can"
     else:
-        how = f"`sync; echo 64M > {directory}/memory.reclaim` (Linux 5.19 and later)"
+        how = f"`echo 64M > {directory}/memory.reclaim` (Linux 5.19 and later)"
     return Advice(
-        f"To get memory back once: {how}.",
-        "Whoever writes there does the work, not the service; what is needed again is read again"
-        + ("; force_empty takes all that it can." if snapshot.version == 1 else "."),
+        f"To get memory back once: {how}; `sync` before it, so that pages are clean.",
+        "Whoever writes there does the work, not the service; what is needed again is read again. Where there is swap, memory "
+        "without a file is swapped out, too. `sync` writes what the whole host has.",
+    )
+
+
+def _swap(snapshot: Snapshot, edge: Edge) -> Advice:
+    del edge
+    kubernetes = "Kubernetes: swapBehavior LimitedSwap"
+    where = f"memory.swap.max; {kubernetes}" if snapshot.version == 2 else f"memory.memsw.limit_in_bytes; {kubernetes}"
+    return Advice(
+        f"Allow some swap, or more of it ({where}; `docker run --memory-swap`): what is idle leaves.",
+        "Whoever comes back to swapped memory waits for it: on zram some 10 µs a page, on a disk milliseconds. A leak "
+        "fills swap, "
+        "too.",
     )
 
 
@@ -129,12 +162,7 @@ _ALL: Final[dict[str, _Make]] = {
         "If the heap has much that was freed: `malloc_trim(0)` (glibc), or MALLOC_ARENA_MAX=2 where there are many threads.",
         "The pages are faulted in again when they are needed; fewer arenas mean more waiting for a lock.",
     ),
-    "swap": _plain(
-        "Allow some swap (memory.swap.max; `docker run --memory-swap`; Kubernetes: swapBehavior LimitedSwap): what is "
-        "idle leaves.",
-        "Whoever comes back to swapped memory waits for it: on zram some 10 µs a page, on a disk milliseconds. A leak "
-        "fills swap, too.",
-    ),
+    "swap": _swap,
     "less_swap": _plain(
         "Give it the memory that it works with: raise the limit, or do less at once. Less swap (memory.swap.max) ends "
         "the waiting "
@@ -207,6 +235,8 @@ _ALL: Final[dict[str, _Make]] = {
 }
 
 _FOR: Final[dict[str, tuple[str, ...]]] = {
+    "killed": ("review", "room", "swap", "adj", "killer_off"),
+    "swappable": ("room", "review", "less_swap"),
     "hung": ("killer_on", "room", "review", "killer_off"),
     "growth": ("review", "trim", "room", "high", "swap", "adj", "killer_off"),
     "full": ("review", "room", "trim", "swap", "adj", "overcommit", "killer_off"),

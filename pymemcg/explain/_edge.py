@@ -150,11 +150,14 @@ def _seconds_to_kill(snapshot: Snapshot, limits: tuple[Limit, ...]) -> float | N
     meanwhile = snapshot.meanwhile
     if meanwhile is None or not meanwhile.anon_grows or not meanwhile.anon_growth_bytes_per_s:
         return None
-    room = [
+    room: list[int] = [
         limit.limit_bytes - (limit.used_bytes - limit.reclaimable_bytes)
         for limit in limits
         if limit.kind in _STOPS and limit.used_bytes is not None and limit.reclaimable_bytes is not None
     ]
+    if not room and not any(limit.kind in _STOPS for limit in limits):  # then the machine is the limit
+        info = snapshot.node.meminfo
+        room = [info["MemAvailable"] + info.get("SwapFree", 0)] if "MemAvailable" in info else []
     return max(0, min(room)) / meanwhile.anon_growth_bytes_per_s if room else None
 
 
@@ -199,4 +202,9 @@ def _growth(told: Edge) -> Iterator[str]:
             "forecast but a straight line."
         )
     if told.seconds_to_kill is not None:
-        yield f"Memory without a file grew, too: at that pace it fills the limit in {span(told.seconds_to_kill * 1e9)}."
+        fills = "the machine" if told.first is None else "the limit"
+        ahead = span(told.seconds_to_kill * 1e9)
+        yield (
+            f"Memory without a file (heaps, tmpfs) grew, too: at that pace it fills {fills} in {ahead}. A few seconds cannot "
+            "tell a leak from a start or a wave."
+        )

@@ -209,7 +209,8 @@ def _killed(told: KubernetesSection) -> Iterator[str]:
     else:
         yield (
             f"At its limit of {size(told.limit_bytes)} the kernel kills: reason OOMKilled, exit code 137, and the container is "
-            "restarted in the same pod. Evicted is the kubelet's doing, for want of memory on the node: the whole pod fails, "
+            "restarted in the same pod, unless restartPolicy says Never. Evicted is the kubelet's doing, for want of "
+            "memory on the node: the whole pod fails, "
             "the node says MemoryPressure, and exit code 137 then comes without OOMKilled."
         )
 

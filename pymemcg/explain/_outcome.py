@@ -46,8 +46,9 @@ class Outcome:
     """What happens at the edge.
 
     Attributes:
-        swap_left_bytes: How much may still go to swap: of the machine's, and of the group's and its ancestors' share.
-        swappiness: 0 = anonymous memory is swapped at the very last; of the group on v1, else of the machine.
+        swap_left_bytes: How much may still go to swap: of the machine's, and of the group's and its ancestors' share. 0 with
+            a limit and swappiness 0: reclaim at a group's limit then never swaps (`get_scan_count`, mm/vmscan.c).
+        swappiness: Of the group on v1, else of the machine.
         kill: What ends it: "process", "group" (memory.oom.group), or "off": tasks hang instead (v1's oom_kill_disable).
         total_bytes: What `oom_score_adj` is a share of: the limit, and swap.
         candidates: The group's processes, the first to die first, without the one that looked.
@@ -75,8 +76,8 @@ def outcome(snapshot: Snapshot, edge: Edge) -> Outcome:
         reverse=True,
     )
     told = Outcome(
-        swap_left_bytes=swap_left(snapshot),
-        swappiness=snapshot.group.others.get("swappiness", snapshot.node.settings.get("swappiness")),
+        swap_left_bytes=0 if first is not None and _swappiness(snapshot) == 0 else swap_left(snapshot),
+        swappiness=_swappiness(snapshot),
         kill=_kill(snapshot, owner),
         total_bytes=total,
         candidates=tuple(ranked),
@@ -112,9 +113,15 @@ def _total_bytes(snapshot: Snapshot, owner: Group | None) -> int | None:
     limit = owner.limit_bytes if owner else None
     if swap is None or owner is None or limit is None:
         return None if swap is None or "MemTotal" not in info else info["MemTotal"] + swap
+    if _swappiness(snapshot) == 0:
+        return limit
     both = owner.limits.get("memsw")
     more = owner.limits.get("swap") if snapshot.version == 2 else None if both is None else max(0, both - limit)
     return limit + (swap if more is None else min(more, swap))
+
+
+def _swappiness(snapshot: Snapshot) -> int | None:
+    return snapshot.group.others.get("swappiness", snapshot.node.settings.get("swappiness"))
 
 
 def _candidate(one: Process, total: int | None) -> Candidate:
@@ -174,9 +181,10 @@ def _swap(told: Outcome) -> str:
     if told.swap_left_bytes is None:
         return "Whether there is swap cannot be seen."
     if not told.swap_left_bytes:
+        if told.swappiness == 0:
+            return "swappiness is 0: at a group's limit nothing is swapped; anonymous memory and tmpfs cannot be reclaimed."
         return "There is no swap for it: anonymous memory and tmpfs cannot be reclaimed at all."
-    lazily = " (swappiness 0: not before nothing else is left)" if told.swappiness == 0 else ""
-    return f"{size(told.swap_left_bytes)} may go to swap{lazily}: that puts a kill off, and whoever comes back to it waits."
+    return f"{size(told.swap_left_bytes)} may go to swap: that puts a kill off, and whoever comes back to it waits."
 
 
 def _victim(snapshot: Snapshot, edge: Edge, told: Outcome) -> Iterator[str]:

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from pymemcg.explain._snapshot import Snapshot
 
 VERDICTS: Final = {
+    "killed": "The OOM killer is at work in it: processes were killed while this was watched.",
     "hung": "Its tasks hang: the limit is reached, nothing can be reclaimed, and the OOM killer is off.",
     "tmpfs-leak": "Files in memory (tmpfs, /dev/shm, shared memory) take the limit up. They stay until they are deleted.",
-    "growth": "It really grows: memory that reclaim cannot take is filling the limit, and an OOM kill is at the end of that.",
+    "growth": "It grows: memory that reclaim cannot take is filling the limit. If that goes on, an OOM kill is at its end.",
     "swap-storm": "It works with more memory than it has: pages come back from swap all the time, and threads wait for each.",
     "throttled": "It is above memory.high: its threads are put to sleep so that it grows no further.",
-    "parent-squeezed": "Not its own limit is full, but that of a group above it, which others use up, too.",
     "dirty-backlog": "Much of its cache waits to be written to a disk: reclaim at the limit has to wait for that.",
     "kernel-memory": "The kernel's own memory for it (files' names, page tables, threads, sockets) takes up much of the limit.",
-    "full": "Nearly all of the limit is memory that reclaim cannot take. A little more, and an OOM kill comes.",
+    "full": "Nearly all of the limit is memory that reclaim cannot take: what more it asks for may end in an OOM kill.",
+    "parent-squeezed": "Not its own limit is full, but that of a group above it, which others use up, too.",
     "thrash": (
         "Files that it needs are thrown out of memory and read again, over and over: the limit is too small for its work."
     ),
     "cache-pressure": (
         "The limit is full of page cache, and freeing that holds its threads up: stalls, but no danger of a kill."
     ),
+    "swappable": "The limit is full of memory that only swap can take, and there is swap: slow when it is needed, but no kill.",
     "node-squeezed": "The whole machine is short of memory: whoever allocates has to reclaim, whatever its own limit.",
     "healthy-cache": "At or near its limit, and healthy: it is page cache, which goes when somebody needs the memory.",
     "healthy": "Nothing to worry about.",
@@ -54,11 +56,14 @@ _GROWS_RATIO: Final = 0.0005
 """Of the limit in a second: less is what any heap does while it breathes."""
 _PEAK_RATIO: Final = 1.05  # of the usage that is told: what it was before is told where it was really more
 _STORM_BYTES_PER_S: Final = 1 << 20  # 256 pages a second, some percent of a thread's time with zram and all of it with a disk
+_NODE_LEFT: Final = 0.05  # of the machine's memory: kubelets evict at some percent, and kills come soon after
+_HELD: Final = 0.02  # of the time: less is milliseconds in a second, which requests notice and nobody else
 _PRESSED: Final = 0.005  # PSI `some`: a two-hundredth of the time in which somebody waits; a calm service has 0
 
 _NO_WORRY: Final = {"healthy", "healthy-cache"}
-_WATCH: Final = {"cache-pressure", "parent-squeezed", "tmpfs-leak", "dirty-backlog", "kernel-memory", "throttled", "unknown"}
-"""They make it slow; where next to nothing is left to reclaim, they end in a kill."""
+_CALM: Final = {"full", "thrash", "swap-storm", "growth", "node-squeezed"}
+"""They are to worry about where they show: see `_worry`."""
+_YES: Final = {"killed", "hung"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,29 @@ def judge(snapshot: Snapshot, makeup: Makeup, edge: Edge, outcome: Outcome) -> V
         known = snapshot.group.usage_bytes is not None and makeup.at_once_bytes is not None
         fits = [("healthy-cache" if facts.full else "healthy") if known else "unknown"]
     name = fits[0]
-    worry = "no" if name in _NO_WORRY else "watch" if name in _WATCH and facts.stuck < _FULL else "yes"
-    return Verdict(name, worry, VERDICTS[name], tuple(facts.numbers()), tuple(fits[1:]), advice(name, snapshot, edge))
+    says = VERDICTS[name]
+    if name in _NO_WORRY and snapshot.group.events.get("oom_kill"):
+        says += " But processes in it have been OOM-killed before: see what happens there."
+    return Verdict(name, _worry(name, facts), says, tuple(facts.numbers()), tuple(fits[1:]), advice(name, snapshot, edge))
+
+
+def _worry(name: str, facts: _Facts) -> str:
+    """Whether it fails, or soon will; or is slow, or near the edge."""
+    if name in _NO_WORRY:
+        return "watch" if facts.snapshot.group.events.get("oom_kill") else "no"
+    if name in _YES:
+        return "yes"
+    if name not in _CALM:  # they make it slow; where next to nothing is left to reclaim, they end in a kill
+        return "yes" if facts.stuck >= _FULL else "watch"
+    bad = {
+        # A heap that fills its limit and stays so is what its owner wanted.
+        "full": facts.own_stuck >= _FULL and (facts.hits > 0 or facts.pressed or facts.snapshot.meanwhile is None),
+        "thrash": facts.held >= _HELD,
+        "swap-storm": facts.held >= _HELD,
+        "growth": not facts.was_higher,
+        "node-squeezed": facts.left_on_node < _NODE_LEFT,
+    }
+    return "yes" if bad[name] else "watch"
 
 
 class _Facts:
@@ -112,6 +138,58 @@ class _Facts:
         return self.at_limit or self.used >= _FULL
 
     @property
+    def is_cache(self) -> bool:
+        """Whether what fills it is page cache to a good part."""
+        goes = (self.makeup.at_once_bytes or 0) + (self.makeup.after_writeback_bytes or 0)
+        own = self.edge.first is None or self.edge.first.group == self.snapshot.group.name
+        if own:
+            return goes >= _MUCH * (self.snapshot.group.usage_bytes or 0)
+        return (self.edge.unreclaimable_ratio or 0.0) <= 1 - _MUCH
+
+    @property
+    def left_on_node(self) -> float:
+        """Share of the machine's memory that could still be had, swap with it; 1 where that is not known."""
+        info = self.snapshot.node.meminfo
+        if not info.get("MemTotal") or "MemAvailable" not in info:
+            return 1.0
+        return (info["MemAvailable"] + info.get("SwapFree", 0)) / info["MemTotal"]
+
+    @property
+    def held(self) -> float:
+        """Share of the time in which somebody was held: by stalls, else by PSI's last 10 s."""
+        stalls = self.snapshot.meanwhile.stalls if self.snapshot.meanwhile else None
+        if stalls is not None and stalls.stall_ns is not None and self.seconds:
+            return stalls.stall_ns / 1e9 / self.seconds
+        return self.snapshot.pressure.get("some", (0.0,))[0]
+
+    @property
+    def was_higher(self) -> bool:
+        """Whether usage has been clearly higher before, without having been at the limit: a flank, as far as one can tell."""
+        peak, usage = self.snapshot.group.peak_bytes, self.snapshot.group.usage_bytes
+        return peak is not None and usage is not None and 1.1 * usage <= peak <= 0.98 * self.limit
+
+    @property
+    def unmapped_shmem(self) -> int:
+        """Files in memory that are no process's shared memory: what the one that maps most maps is taken off."""
+        mapped = max((one.status.get("RssShmem", 0) for one in self.snapshot.processes), default=0)
+        return max(0, self.part.get("shmem", 0) - mapped)
+
+    @property
+    def own_first(self) -> bool:
+        """Whether the limit that it meets first is its own."""
+        return self.edge.first is not None and self.edge.first.group == self.snapshot.group.name
+
+    @property
+    def own_stuck(self) -> float:
+        """As `stuck`, of the group's own limit."""
+        group = self.snapshot.group
+        if group.limit_bytes is None or group.usage_bytes is None or self.makeup.at_once_bytes is None:
+            return 0.0
+        swap = min(self.outcome.swap_left_bytes or 0, self.makeup.to_swap_bytes or 0)
+        goes = self.makeup.at_once_bytes + (self.makeup.after_writeback_bytes or 0) + swap
+        return max(0, group.usage_bytes - goes) / max(1, group.limit_bytes)
+
+    @property
     def used(self) -> float:
         """Of the first limit, at its most while watched."""
         first, meanwhile = self.edge.first, self.snapshot.meanwhile
@@ -121,9 +199,19 @@ class _Facts:
         most = meanwhile.most_bytes if meanwhile and own else None
         return max(first.used_bytes, most or 0) / max(1, first.limit_bytes)
 
-    def _hits(self, name: str) -> int:
+    def _hits(self, name: str, event: str = "max") -> int:
         meanwhile = self.snapshot.meanwhile
-        return meanwhile.events.get(name, {}).get("max", 0) if meanwhile else 0
+        return meanwhile.events.get(name, {}).get(event, 0) if meanwhile else 0
+
+    @property
+    def kills(self) -> int:
+        """OOM kills in the group while it was watched: the kernel counts them where the victim was."""
+        return self._hits(self.snapshot.group.name, "oom_kill")
+
+    @property
+    def throttled(self) -> int:
+        """How often memory.high had a task reclaim or sleep meanwhile."""
+        return self._hits(self.edge.first.group, "high") if self.edge.first else 0
 
     def much(self, count: int | None) -> bool:
         """Whether something explains a full limit."""
@@ -165,6 +253,11 @@ class _Facts:
             return 0.0
         counters = meanwhile.vmstat if node else meanwhile.stat
         return sum(counters.get(name, 0) for name in names) * self.snapshot.node.page_bytes / self.seconds
+
+    @property
+    def swaps(self) -> bool:
+        """Whether there is swap for what it has of memory without a file."""
+        return (self.outcome.swap_left_bytes or 0) >= (self.makeup.to_swap_bytes or 0) > 0
 
     @property
     def swapped_in(self) -> float:
@@ -210,38 +303,56 @@ class _Facts:
             yield "memory pressure (PSI some)", f"{share(some[0])} of the last 10 s, {share(some[2])} of the last 5 min"
         if self.dirty:
             yield "to be written to a disk", f"{size(self.dirty)} at most"
+        yield from self._events()
+
+    def _events(self) -> Iterator[tuple[str, str]]:
         if self.swapped_in:
             yield "back from swap", f"{size(self.swapped_in)}/s"
+        if kills := self.snapshot.group.events.get("oom_kill"):
+            now = f", {number(self.kills)} of them while watched" if self.kills else ""
+            yield "OOM kills", f"{number(kills)} so far{now}"
+        if self.was_higher and self.grows:
+            yield "the most it ever was", size(self.snapshot.group.peak_bytes)
         if self.node_stalls:
             yield "direct reclaim on the machine", f"{number(self.node_stalls)} times"
 
 
 def _node_is_short(facts: _Facts) -> bool:
     zones = facts.snapshot.node.zones
-    below = bool(zones) and sum(zone.free_bytes for zone in zones) < sum(zone.low_bytes for zone in zones)
-    return facts.node_stalls > 0 or below
+    below = bool(zones) and sum(zone.free_bytes for zone in zones) < sum(zone.min_bytes for zone in zones)
+    held = facts.snapshot.node.pressure.get("some", (0.0,))[0] >= _PRESSED
+    return facts.left_on_node < _NODE_LEFT or below or (facts.node_stalls > 0 and held)
 
 
 _RULES: Final[dict[str, Callable[[_Facts], bool]]] = {
+    "killed": lambda facts: facts.kills > 0,
     "hung": lambda facts: bool(
         facts.snapshot.group.others.get("oom_kill_disable") and facts.snapshot.group.others.get("under_oom")
     ),
-    "tmpfs-leak": lambda facts: facts.much(facts.part.get("shmem")) and facts.full,
+    "tmpfs-leak": lambda facts: facts.much(facts.unmapped_shmem) and facts.full,
     "growth": lambda facts: facts.grows,
     "swap-storm": lambda facts: facts.swapped_in >= _STORM_BYTES_PER_S,
-    "throttled": lambda facts: facts.edge.near and facts.edge.first is not None and facts.edge.first.kind == "high",
+    "throttled": lambda facts: (
+        facts.edge.first is not None
+        and facts.edge.first.kind == "high"
+        and facts.throttled > 0
+        and (facts.pressed or facts.stuck >= _FULL)
+    ),
+    "full": lambda facts: (
+        facts.own_stuck >= _FULL or (facts.own_first and facts.full and not facts.is_cache and not facts.swaps)
+    ),
     "parent-squeezed": lambda facts: (
         facts.edge.first is not None
         and facts.edge.first.group != facts.snapshot.group.name
-        and (facts.edge.near or facts.hits_above > 0)
+        and (facts.full or facts.hits_above > 0)
         and (facts.pressed or (facts.edge.unreclaimable_ratio or 0.0) >= _HALF)
     ),
     "dirty-backlog": lambda facts: (
         facts.at_limit and (facts.much(facts.dirty) or (facts.pressed and facts.dirty >= _DIRTY_HELD * facts.limit))
     ),
     "kernel-memory": lambda facts: facts.much(facts.part.get("kernel")) and facts.stuck >= _FULL,
-    "full": lambda facts: facts.stuck >= _FULL,
     "thrash": lambda facts: facts.at_limit and facts.pressed and facts.read_again >= _STORM_BYTES_PER_S,
     "cache-pressure": lambda facts: facts.at_limit and facts.pressed,
+    "swappable": lambda facts: facts.full and not facts.is_cache and facts.swaps,
     "node-squeezed": _node_is_short,
 }

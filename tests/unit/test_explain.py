@@ -150,7 +150,7 @@ STALLS = StallsSeen(4, 40_000_000, 12_000_000, {"limit": 4}, 0, ("psi",), 0)
 def calm() -> Snapshot:
     """Of 6.12: a group with 10 of its 64 MiB in use, on a machine with room, without swap."""
     taken = snapshot_of("6.12-v2")
-    node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 0, "SwapFree": 0})
+    node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 0, "SwapFree": 0}, pressure={})
     return replace(
         taken,
         levels=(of(taken.group, anon=6, inactive_file=4), *taken.levels[1:]),
@@ -168,7 +168,7 @@ def of(group: Group, **mib: int) -> Group:
     stat["file"] = parts["inactive_file"] + parts["active_file"] + parts["shmem"]
     stat["inactive_anon"], stat["active_anon"] = parts["anon"] + parts["shmem"], 0
     usage = stat["anon"] + stat["file"] + stat["kernel"]
-    return replace(group, usage_bytes=usage, stat=stat, events=dict(group.events) | {"oom_kill": 0})
+    return replace(group, usage_bytes=usage, stat=stat, events=dict(group.events) | {"oom_kill": 0}, peak_bytes=None)
 
 
 def with_group(snapshot: Snapshot, group: Group, **changes: object) -> Snapshot:
@@ -187,6 +187,11 @@ def changed(**changes: object) -> Snapshot:
 
 
 REFAULTS = {"workingset_refault_file": 9000}
+PRESSED = {"some": (0.1, 0.1, 0.1)}
+GROUP = "/pmc-parent/pmc-child"
+LONG = StallsSeen(4, 400_000_000, 120_000_000, {"limit": 4}, 0, ("psi",), 0)
+THROTTLED = {"events": {GROUP: {"high": 50}}, "stalls": STALLS}
+SMALL = {"MemTotal": 1000 * MIB, "MemAvailable": 400 * MIB, "SwapFree": 0, "SwapTotal": 0}
 GROWING = {"growth_bytes_per_s": 2.0 * MIB, "anon_growth_bytes_per_s": 2.0 * MIB, "anon_grows": True}
 
 
@@ -196,23 +201,33 @@ GROWING = {"growth_bytes_per_s": 2.0 * MIB, "anon_growth_bytes_per_s": 2.0 * MIB
         (changed(), "healthy", "no"),
         (changed(anon=10, inactive_file=54), "healthy-cache", "no"),
         (changed(anon=10, inactive_file=54, seen={"stalls": STALLS}), "cache-pressure", "watch"),
-        (
-            changed(anon=10, inactive_file=54, seen={"stalls": STALLS, "stat": {"workingset_refault_file": 9000}}),
-            "thrash",
-            "yes",
-        ),
+        (changed(anon=10, inactive_file=54, seen={"stalls": STALLS, "stat": REFAULTS}), "thrash", "watch"),
+        (changed(anon=10, inactive_file=54, seen={"stalls": LONG, "stat": REFAULTS}), "thrash", "yes"),
         (changed(anon=40, inactive_file=4, seen=GROWING), "growth", "yes"),
-        (changed(anon=62, inactive_file=1), "full", "yes"),
-        (changed(shmem=40, inactive_file=24), "tmpfs-leak", "watch"),
-        (changed(shmem=62, inactive_file=1), "tmpfs-leak", "yes"),
+        (changed(anon=62, inactive_file=1), "full", "watch"),
+        (changed(anon=62, inactive_file=1, seen={"events": {GROUP: {"max": 3}}}), "full", "yes"),
+        (changed(anon=57, inactive_file=4), "full", "watch"),
+        (changed(seen={"events": {GROUP: {"oom_kill": 1}}}), "killed", "yes"),
+        (changed(shmem=40, inactive_file=24, processes=()), "tmpfs-leak", "watch"),
+        (changed(shmem=62, inactive_file=1, processes=()), "tmpfs-leak", "yes"),
+        (changed(shmem=40, inactive_file=24), "healthy-cache", "no"),  # a process maps it: shared buffers
         (changed(anon=20, kernel=42, inactive_file=1), "kernel-memory", "yes"),
         (changed(anon=20, inactive_file=44, file_dirty=20), "dirty-backlog", "watch"),
         (changed(anon=20, inactive_file=44, file_dirty=5, seen={"stalls": STALLS}), "dirty-backlog", "watch"),
         (changed(anon=20, inactive_file=44, file_dirty=5), "healthy-cache", "no"),
-        (changed(anon=30, inactive_file=30, seen={"stat": {"pswpin": 3000}}), "swap-storm", "yes"),
-        (changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}), "throttled", "watch"),
+        (changed(anon=30, inactive_file=30, seen={"stat": {"pswpin": 3000}}), "swap-storm", "watch"),
+        (changed(anon=30, inactive_file=30, seen={"stat": {"pswpin": 3000}, "stalls": LONG}), "swap-storm", "yes"),
+        (changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}), "healthy-cache", "no"),
+        (changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}, seen=THROTTLED), "throttled", "watch"),
         (changed(anon=62, inactive_file=1, others={"oom_kill_disable": 1, "under_oom": 1}), "hung", "yes"),
-        (changed(seen={"vmstat": {"allocstall_normal": 5}}), "node-squeezed", "yes"),
+        (changed(seen={"vmstat": {"allocstall_normal": 5}}), "healthy", "no"),
+        (
+            changed(seen={"vmstat": {"allocstall_normal": 5}}, node={"pressure": PRESSED}),
+            "node-squeezed",
+            "watch",
+        ),
+        (changed(node={"meminfo": {"MemTotal": 1000 * MIB, "MemAvailable": 9 * MIB, "SwapFree": 0}}), "node-squeezed", "yes"),
+        (changed(limits={"max": None}, node={"meminfo": SMALL}, seen=GROWING), "growth", "yes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -251,7 +266,7 @@ def test_swap_puts_off_that_it_is_full():
     taken = changed(anon=62, inactive_file=1)
     assert explain(taken).verdict.name == "full"
     node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 128 * MIB, "SwapFree": 128 * MIB})
-    assert explain(replace(taken, node=node)).verdict.name == "healthy-cache"
+    assert explain(replace(taken, node=node)).verdict.name == "swappable"
     group = replace(taken.group, limits=dict(taken.group.limits) | {"swap": 0})  # but not where it may not swap
     assert explain(with_group(replace(taken, node=node), group)).verdict.name == "full"
 
