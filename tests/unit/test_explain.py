@@ -280,6 +280,47 @@ def test_what_cannot_be_read_is_unknown():
     assert told.makeup.parts == ()
 
 
+def advised(snapshot: Snapshot) -> str:
+    return "\n".join(f"{one.do} {one.costs}" for one in explain(snapshot).verdict.advice)
+
+
+def test_advice_names_the_file_whose_limit_it_is():
+    assert "64.0 MiB (memory.max of /pmc-parent/pmc-child" in advised(changed(anon=62, inactive_file=1))
+    high = changed(anon=10, inactive_file=22, limits={"high": 32 * MIB}, seen=THROTTLED)
+    assert "32.0 MiB (memory.high of /pmc-parent/pmc-child" in advised(high)
+
+
+def test_where_memory_and_swap_have_the_same_limit_both_must_be_raised():
+    taken = replace(calm(), version=1)
+    group = replace(of(taken.group, anon=62, inactive_file=1), limits={"max": 64 * MIB, "memsw": 64 * MIB})
+    text = advised(with_group(taken, group))
+    assert "memory.memsw.limit_in_bytes" in text
+    assert explain(with_group(taken, group)).verdict.name == "full"
+
+
+def test_swappiness_0_swaps_nothing_at_a_groups_limit():
+    taken = changed(anon=62, inactive_file=1, others={"swappiness": 0})
+    node = replace(taken.node, meminfo=dict(taken.node.meminfo) | {"SwapTotal": 128 * MIB, "SwapFree": 128 * MIB})
+    told = explain(replace(taken, node=node))
+    assert told.verdict.name == "full"
+    assert (told.outcome.swap_left_bytes, told.outcome.total_bytes) == (0, 64 * MIB)
+    assert "swappiness is 0" in " ".join(told.outcome.says)
+
+
+def test_kills_before_are_never_nothing_to_worry_about():
+    taken = calm()
+    group = replace(taken.group, events=dict(taken.group.events) | {"oom_kill": 3})
+    told = explain(with_group(taken, group)).verdict
+    assert (told.name, told.worry) == ("healthy", "watch")
+    assert ("OOM kills", "3 so far") in told.because
+
+
+def test_a_full_group_in_a_full_parent_is_told_of_itself():
+    taken = changed(anon=62, inactive_file=1)
+    told = explain(with_parent(taken, 54, anon=60, inactive_file=4)).verdict
+    assert (told.name, told.also[0]) == ("full", "parent-squeezed")
+
+
 def test_every_verdict_has_advice_and_dangerous_advice_says_so():
     from pymemcg.explain._advice import advice
 
