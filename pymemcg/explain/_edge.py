@@ -124,7 +124,8 @@ def _sharers(snapshot: Snapshot, first: Limit | None) -> tuple[Sharer, ...]:
     below = snapshot.levels[names.index(first.group) - 1]
     top = first.group.rstrip("/")
     others = [one.group for one in snapshot.neighbours if one.group.name.rpartition("/")[0] == top]
-    found = [Sharer(group.name, group.usage_bytes or 0, group is below) for group in (below, *others)]
+    known = [(group, group.usage_bytes) for group in (below, *others)]
+    found = [Sharer(group.name, usage, group is below) for group, usage in known if usage is not None]
     return tuple(sorted(found, key=lambda one: one.usage_bytes, reverse=True))
 
 
@@ -174,7 +175,7 @@ def _says(snapshot: Snapshot, told: Edge) -> Iterator[str]:
         kind = "memory.high" if first.kind == "high" else "hard limit"
         could = f", and {size(first.reclaimable_bytes)} of what is used could be reclaimed" if first.reclaimable_bytes else ""
         yield f"The {kind} that it meets first is {whose} of {size(first.limit_bytes)}: {size(first.left_bytes)} left{could}."
-    if len(told.sharers) > 1:
+    if len(told.sharers) > 1 and told.sharers[0].usage_bytes:
         largest = told.sharers[0]
         which = "this very group" if largest.own else largest.group
         yield f"Of the {number(len(told.sharers))} groups below that limit, {which} uses most: {size(largest.usage_bytes)}."
