@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from pymemcg._words import number, plain, size
+from pymemcg._words import UNKNOWN, number, plain, size
 from pymemcg.cli._stalls import BOLD, figure
 from pymemcg.cli._text import aligned, has_colours, painted, terminal_width
 from pymemcg.oom import Reader
@@ -214,11 +214,11 @@ def _candidates_head(kill: Kill) -> str:
 def _candidate(one: Candidate) -> tuple[str, ...]:
     never = "never" if one.oom_score_adj == -1000 else size(one.badness_bytes)  # OOM_SCORE_ADJ_MIN
     return (
-        one.name,
+        one.name or UNKNOWN,
         str(one.pid),
         never,
         size(one.rss_bytes),
         size(one.swap_bytes),
         size(one.pgtables_bytes),
-        str(one.oom_score_adj),
+        UNKNOWN if one.oom_score_adj is None else str(one.oom_score_adj),
     )

@@ -37,7 +37,7 @@ _IN_PAGES: Final = {"total-vm", "anon-rss", "file-rss", "shmem-rss", "anon", "fi
 _ENOUGH: Final = 4  # one number in sixteen of 4 KiB is one of 64 KiB, four hardly ever are
 _NEVER: Final = -1000  # OOM_SCORE_ADJ_MIN
 _TABLES: Final = ("nr_ptes", "nr_pmds", "nr_puds")  # before Linux 4.15, in pages
-_RSS: Final = ("rss_anon", "rss_file", "rss_shmem")
+_IN_TABLE: Final = ("total_vm", "rss", "swapents", "rss_anon", "rss_file", "rss_shmem")
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ def build(report: Report, line: KillLine, number: int, text: str) -> Kill:
     first_of_all = report.killed <= {line.pid}
     found = sorted(
         (_candidate(report, row, page, total) for row in (report.rows if first_of_all else ())),
-        key=lambda one: (one.badness_bytes is not None, one.badness_bytes or 0, one.rss_bytes),
+        key=lambda one: (one.badness_bytes is not None, one.badness_bytes or 0, one.rss_bytes or 0),
         reverse=True,
     )
     victim = next((one for one in found if one.pid == line.pid), None)
@@ -231,27 +231,27 @@ def _candidate(report: Report, row: Row, page: int, total: int | None) -> Candid
     """One of the table.
 
     Badness is by the kernel's `oom_badness` (mm/oom_kill.c): rss + swap + page tables in pages, and oom_score_adj thousandths
-    of what there is. (Before Linux 4.17 root's processes had 3 % less.)
+    of what there is. (Before Linux 4.17 root's processes had 3 % less.) The last column is oom_score_adj: where that is known,
+    the line is whole.
     """
     numbers = report.numbers(row)
-    rss, swap, adj = numbers.get("rss", 0), numbers.get("swapents", 0), numbers.get("oom_score_adj", 0)
-    tables = numbers.get("pgtables_bytes")
+    adj, tables = numbers.get("oom_score_adj"), numbers.get("pgtables_bytes")
     points = None
-    if adj != _NEVER and (adj == 0 or total is not None):
+    if adj is not None and "swapents" in numbers and adj != _NEVER and (adj == 0 or total is not None):
         table_pages = sum(numbers.get(name, 0) for name in _TABLES) if tables is None else tables // page
-        points = rss + swap + table_pages + adj * ((total or 0) // 1000)
-    anon, file, shmem = [numbers[name] * page if name in numbers else None for name in _RSS]
+        points = numbers.get("rss", 0) + numbers["swapents"] + table_pages + adj * ((total or 0) // 1000)
+    virtual, rss, swap, anon, file, shmem = [numbers[name] * page if name in numbers else None for name in _IN_TABLE]
     return Candidate(
         pid=row.pid,
-        uid=numbers.get("uid", 0),
-        name=row.name,
-        virtual_bytes=numbers.get("total_vm", 0) * page,
-        rss_bytes=rss * page,
+        uid=numbers.get("uid"),
+        name=row.name if adj is not None else "",  # of a cut line that is a number
+        virtual_bytes=virtual,
+        rss_bytes=rss,
         anon_rss_bytes=anon,
         file_rss_bytes=file,
         shmem_rss_bytes=shmem,
         pgtables_bytes=tables,
-        swap_bytes=swap * page,
+        swap_bytes=swap,
         oom_score_adj=adj,
         badness_bytes=None if points is None else max(points, 1) * page,
     )

@@ -30,6 +30,8 @@ class Asker:
 class Candidate(NamedTuple):  # a log may have a million, and this is made in half the time
     """A process that the kernel could have killed, as its table has it.
 
+    What the table does not tell is None, as the rest of a line that was cut, whose `name` is empty.
+
     Attributes:
         pid: Of the process (`tgid`), as the host counts.
         uid: Its user.
@@ -43,20 +45,20 @@ class Candidate(NamedTuple):  # a log may have a million, and this is made in ha
         swap_bytes: In swap.
         oom_score_adj: -1000 = never killed.
         badness_bytes: What the kernel ranks by; None where `oom_score_adj` is not 0 and the log does not say what it is a
-            share of, or the process could not be killed.
+            share of, or the process could not be killed, or a figure is not known.
     """
 
     pid: int
-    uid: int
+    uid: int | None
     name: str
-    virtual_bytes: int
-    rss_bytes: int
+    virtual_bytes: int | None
+    rss_bytes: int | None
     anon_rss_bytes: int | None
     file_rss_bytes: int | None
     shmem_rss_bytes: int | None
     pgtables_bytes: int | None
-    swap_bytes: int
-    oom_score_adj: int
+    swap_bytes: int | None
+    oom_score_adj: int | None
     badness_bytes: int | None
 
 

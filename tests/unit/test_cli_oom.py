@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,16 @@ def test_in_words(capsys):
     assert "64.0 MiB of 64.0 MiB in use, at the limit 78,980 times; swap 127.9 MiB (no limit)" in said
     assert "file 61.5 MiB (file_mapped 55.7 MiB, shmem 61.5 MiB)" in said
     assert said.endswith(f"1 OOM kill in 101 lines of {LOG}")
+
+
+def test_what_a_cut_line_lacks_is_a_dash(tmp_path, capsys):
+    path = tmp_path / "log"
+    text, count = re.subn(r"(\[ +216\] +0 .*) 0 python3$", r"\1", LOG.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
+    assert main(["oom", str(path)]) == 0
+    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if " 216 " in line and "(" not in line]
+    assert (row[:3], row[-1]) == (["–", "216", "–"], "–")
 
 
 @pytest.mark.parametrize(

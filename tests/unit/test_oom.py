@@ -80,6 +80,17 @@ def test_linux_3_10():
     assert kill.entrypoint == "likely"
 
 
+def test_what_a_cut_line_lacks_is_not_known():
+    """A figure that is not there is not 0: there is no rank without it, and the last one that is there is no name."""
+    row = OWN_3_10.splitlines()[11]
+    kill = only(OWN_3_10.replace(row, row.removesuffix("             0 java")))
+    tail, java = kill.candidates
+    assert (tail.name, java.pid, java.name, java.rss_bytes) == ("tail -f", 4242, "", 131051 * 4096)
+    assert (java.uid, java.oom_score_adj, java.badness_bytes, kill.oom_score_adj) == (0, None, None, None)
+    assert java.swap_bytes is None  # its last digits may be cut off, too
+    assert None not in (tail.swap_bytes, tail.oom_score_adj, tail.badness_bytes)
+
+
 def test_a_child_that_dies_for_its_parent():
     """Until Linux 5.3."""
     text = OWN_3_10.replace("Kill process 4300 (java)", "Kill process 4242 (java)").replace(
