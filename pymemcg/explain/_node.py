@@ -247,22 +247,26 @@ def _swap(told: Machine) -> str:
 
 
 def _overcommit(told: Machine) -> Iterator[str]:
-    promised = f"{size(told.committed_bytes)} of address space were promised to all processes (Committed_AS)"
+    committed, limit = told.committed_bytes, told.commit_limit_bytes
+    promised = (
+        f"{size(committed)} of address space were promised to all processes (Committed_AS)" if committed is not None else ""
+    )
     if told.overcommit == 1:
-        yield f"vm.overcommit_memory is 1: malloc, mmap and fork never fail for want of memory; {promised}."
+        and_promised = f"; {promised}" if promised else ""
+        yield f"vm.overcommit_memory is 1: malloc, mmap and fork never fail for want of memory{and_promised}."
     elif told.overcommit == 2:
-        yield (
-            f"vm.overcommit_memory is 2: {promised}, and beyond {size(told.commit_limit_bytes)} (CommitLimit) malloc, "
-            f"mmap and fork fail: {size(told.largest_grant_bytes)} more would be granted at once."
-        )
+        beyond = "CommitLimit" if limit is None else f"{size(limit)} (CommitLimit)"
+        most = told.largest_grant_bytes
+        more = f": {size(most)} more would be granted at once" if most is not None else ""
+        before = f"{promised}, and " if promised else ""
+        yield f"vm.overcommit_memory is 2: {before}beyond {beyond} malloc, mmap and fork fail{more}."
     elif told.overcommit == 0:
         most = told.largest_grant_bytes
         simple = most == (told.total_bytes or 0) + (told.swap_total_bytes or 0)
         what = "all memory and swap" if simple else "about what is free or could be freed, as before Linux 5.2"
-        refused = (
-            "" if most is None else f"a single allocation is refused above {size(most)} ({what}), any smaller one granted; "
-        )
-        yield f"vm.overcommit_memory is 0: {refused}{promised}."
+        refused = "" if most is None else f"a single allocation is refused above {size(most)} ({what}), any smaller one granted"
+        if refused or promised:
+            yield f"vm.overcommit_memory is 0: {'; '.join(filter(None, (refused, promised)))}."
     if told.grants:
         asked = ", ".join(f"{size(grant.asked_bytes)} {'yes' if grant.granted else 'no'}" for grant in told.grants)
         yield f"A malloc would be granted: {asked}. That is a promise of addresses; a group's limit counts pages once touched."

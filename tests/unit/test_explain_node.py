@@ -210,6 +210,18 @@ def test_mode_0_of_old_kernels_goes_by_what_could_be_freed(taken):
         assert largest_commit(replace(old, kernel=kernel)) == 9 * GIB
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_what_was_promised_is_left_out_where_it_is_not_known(taken, mode):
+    node = node_of(taken, mode)
+    assert "(Committed_AS)" in said(replace(taken, node=node))
+    for lost in ({"Committed_AS"}, {"Committed_AS", "CommitLimit"}):
+        info = {key: count for key, count in node.meminfo.items() if key not in lost}
+        told = [line for line in machine(replace(taken, node=replace(node, meminfo=info))).says if "overcommit_memory" in line]
+        assert len(told) == 1
+        assert "Committed_AS" not in told[0]
+        assert "–" not in told[0]
+
+
 @pytest.mark.parametrize("mode", [None, 0, 2])
 def test_what_is_not_known_is_not_granted_nor_refused(taken, mode):
     node = replace(node_of(taken, mode), meminfo={})
