@@ -9,7 +9,8 @@ Whose the formulas are:
 - `docker stats`: the Docker CLI's `calculateMemUsageUnixNoCache` in cli/command/container/stats_helpers.go, as it is from
   20.10 on, and as it was before.
 - `top`, `ps`: procps, of /proc/PID/statm and status, which `task_mem` and `task_statm` of
-  fs/proc/task_mmu.c fill.
+  fs/proc/task_mmu.c fill. On older kernels RES may lag: up to 6.1 by up to 64 faults of each thread, from 6.2 to 6.14 by what
+  each CPU has not yet added up.
 - PSS: /proc/PID/smaps_rollup (Documentation/filesystems/proc.rst).
 """
 
