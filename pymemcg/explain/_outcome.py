@@ -23,9 +23,10 @@ class Candidate:
     Attributes:
         pid: Of the process.
         name: Its name.
-        badness_bytes: What the kernel ranks by: the highest dies. None = never killed.
+        badness_bytes: What the kernel ranks by: the highest dies. None where it is never killed, or a figure is not known.
+        never: Whether it is never killed (oom_score_adj -1000); None where that cannot be read.
         rss_bytes: Resident.
-        swap_bytes: In swap.
+        swap_bytes: In swap; None where it cannot be read, like the next two.
         pgtables_bytes: Page tables.
         oom_score_adj: Thousandths of the limit that are added.
         first: Whether the container ends with it; None where that cannot be seen.
@@ -34,10 +35,11 @@ class Candidate:
     pid: int
     name: str
     badness_bytes: int | None
+    never: bool | None
     rss_bytes: int
-    swap_bytes: int
-    pgtables_bytes: int
-    oom_score_adj: int
+    swap_bytes: int | None
+    pgtables_bytes: int | None
+    oom_score_adj: int | None
     first: bool | None
 
 
@@ -128,12 +130,15 @@ def _candidate(one: Process, total: int | None) -> Candidate:
     """Badness by the kernel's `oom_badness` (mm/oom_kill.c).
 
     ``rss + swap + page tables + oom_score_adj × total / 1000``, with total as in `_total_bytes`; never where oom_score_adj is
-    -1000. The 3 % less that root had is gone since 4.17.
+    -1000. The 3 % less that root had is gone since 4.17. Where one of these is not known, neither is the badness.
     """
-    swap, tables = one.status.get("VmSwap", 0), one.status.get("VmPTE", 0)
-    adj = one.oom_score_adj or 0
-    badness = one.rss_bytes + swap + tables + (adj * (total or 0)) // 1000
-    return Candidate(one.pid, one.name, None if adj == _NEVER else badness, one.rss_bytes, swap, tables, adj, one.first)
+    swap, tables, adj = one.status.get("VmSwap"), one.status.get("VmPTE"), one.oom_score_adj
+    shift = 0 if adj == 0 else None if adj is None or total is None else adj * total // 1000
+    badness = None
+    if adj != _NEVER and swap is not None and tables is not None and shift is not None:
+        badness = one.rss_bytes + swap + tables + shift
+    never = None if adj is None else adj == _NEVER
+    return Candidate(one.pid, one.name, badness, never, one.rss_bytes, swap, tables, adj, one.first)
 
 
 def _kill(snapshot: Snapshot, owner: Group | None) -> str:

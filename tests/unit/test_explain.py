@@ -95,6 +95,30 @@ def test_who_is_never_killed_is_ranked_last(snapshot):
     assert [one.pid for one in ranked] == [4, 3, 2, 1]
 
 
+@pytest.mark.parametrize("lost", ["VmSwap", "VmPTE", "oom_score_adj"])
+def test_a_rank_needs_all_its_figures(snapshot, lost):
+    [process] = snapshot.processes
+    status = {key: count for key, count in process.status.items() if key != lost}
+    poorer = replace(process, status=status, **({"oom_score_adj": None} if lost == "oom_score_adj" else {}))
+    [whole] = explain(snapshot).outcome.candidates
+    [one] = explain(replace(snapshot, processes=(poorer,))).outcome.candidates
+    absent = {"VmSwap": one.swap_bytes, "VmPTE": one.pgtables_bytes, "oom_score_adj": one.oom_score_adj}
+    assert {name for name, figure in absent.items() if figure is None} == {lost}
+    assert (whole.never, one.never) == (False, None if lost == "oom_score_adj" else False)
+    assert (one.badness_bytes, one.rss_bytes) == (None, whole.rss_bytes)
+
+
+def test_a_share_of_what_is_not_known_is_no_rank(snapshot):
+    [process] = snapshot.processes
+    node = replace(snapshot.node, meminfo={})
+    plain, worse = (
+        explain(replace(snapshot, node=node, processes=(replace(process, oom_score_adj=adj),))).outcome.candidates[0]
+        for adj in (0, 500)
+    )
+    assert plain.badness_bytes is not None
+    assert (worse.badness_bytes, worse.never) == (None, False)
+
+
 def test_it_is_json(snapshot):
     assert json.loads(json.dumps(explain(snapshot).to_dict()))["verdict"]["name"] in VERDICTS
 
