@@ -4,6 +4,9 @@
 The parts are the kernel's own figures (Documentation/admin-guide/cgroup-v2.rst, memory.stat), cut so that none counts twice:
 `file` includes shmem and the swap cache, `slab`, stacks and page tables are in `kernel`. What is left over is told, too: pages
 that each CPU has charged in advance, updates of memory.stat that are not yet added up, and on v1 whatever it does not count.
+
+Usage of v1's root is no counter: `mem_cgroup_usage` (mm/memcontrol.c) adds up page cache and anonymous memory of all groups, so
+that the kernel's memory is in that of every group but the root.
 """
 
 from __future__ import annotations
@@ -56,6 +59,8 @@ class Makeup:
         at_once_bytes: Reclaim can take it at once: clean page cache and reclaimable slab.
         after_writeback_bytes: Only after it was written to its disk.
         to_swap_bytes: Only swap can take it: anonymous memory, shmem and tmpfs.
+        unknown_bytes: The kernel's own memory where it does not tell how much of it is slab that could go: on v1, whose usage
+            has it but for the root. Where v1 does not even tell it, the rest, which has it.
         never_bytes: Nothing can, but to end or to ask who holds it.
         says: In sentences.
     """
@@ -69,6 +74,7 @@ class Makeup:
     at_once_bytes: int | None
     after_writeback_bytes: int | None
     to_swap_bytes: int | None
+    unknown_bytes: int | None
     never_bytes: int | None
     says: tuple[str, ...]
 
@@ -76,7 +82,7 @@ class Makeup:
 def makeup(snapshot: Snapshot) -> Makeup:
     """Take it apart."""
     group, usage = snapshot.group, snapshot.group.usage_bytes
-    parts = list(_parts(group))
+    parts = list(_parts(group, None if is_v1_root(snapshot) else _kernel_bytes(group)))
     rest = None if usage is None or not parts else usage - sum(part.part_bytes for part in parts if part.within is None)
     cpus = snapshot.node.cpus
     batching = None
@@ -88,8 +94,7 @@ def makeup(snapshot: Snapshot) -> Makeup:
     if rest is not None:
         parts.append(Part("the rest", rest, _REST if known_kernel else _REST_V1))
     stat = group.stat
-    stat = group.stat
-    gone = (at_once(group), unwritten(stat), _to_swap(group))
+    gone = (at_once(group), unwritten(stat), _to_swap(group), _unknown(snapshot, rest))
     taken = _sum(*gone)
     told = Makeup(
         usage_bytes=usage,
@@ -101,6 +106,7 @@ def makeup(snapshot: Snapshot) -> Makeup:
         at_once_bytes=gone[0],
         after_writeback_bytes=gone[1],
         to_swap_bytes=gone[2],
+        unknown_bytes=gone[3],
         never_bytes=None if usage is None or taken is None else max(0, usage - taken),
         says=(),
     )
@@ -134,6 +140,33 @@ def _to_swap(group: Group) -> int | None:
     return _sum(group.stat.get("inactive_anon"), group.stat.get("active_anon"))
 
 
+def is_v1_root(snapshot: Snapshot) -> bool:
+    """Whether it is the root of a v1 hierarchy, and not of a namespace or a mount that shows a group as "/".
+
+    The root has no limit. Nor may the other have one, but its usage has the kernel's memory in it beside page cache and
+    anonymous memory, and the root's does not: it is the one that its figures are nearer to.
+    """
+    group = snapshot.group
+    pages = _sum(group.stat.get("anon"), group.stat.get("file"))
+    kernel = _kernel_bytes(group)
+    if snapshot.version != 1 or group.name != "/" or group.limit_bytes is not None:
+        return False
+    return (
+        group.usage_bytes is not None and pages is not None and bool(kernel) and group.usage_bytes - pages < (kernel or 0) / 2
+    )
+
+
+def _unknown(snapshot: Snapshot, rest: int | None) -> int | None:
+    """The kernel's memory in usage of which nothing says how much is reclaimable slab."""
+    group = snapshot.group
+    if "slab_reclaimable" in group.stat or is_v1_root(snapshot):
+        return 0
+    kernel = _kernel_bytes(group)
+    if kernel is not None or rest is None:
+        return kernel
+    return max(0, rest)
+
+
 def _kernel_bytes(group: Group) -> int | None:
     """`kernel` of v2 (5.18), the sum of its parts before, kmem.usage_in_bytes of v1."""
     if "kernel" in group.stat:
@@ -143,7 +176,7 @@ def _kernel_bytes(group: Group) -> int | None:
     return group.others.get("kmem")
 
 
-def _parts(group: Group) -> Iterator[Part]:
+def _parts(group: Group, kernel: int | None) -> Iterator[Part]:
     stat = group.stat
     if "anon" not in stat or "file" not in stat:
         return
@@ -160,7 +193,6 @@ def _parts(group: Group) -> Iterator[Part]:
         "file_mapped": "in some process's page tables; tmpfs with it",
     }
     yield from _inner(stat, "page cache", told)
-    kernel = _kernel_bytes(group)
     if kernel is not None:
         yield Part("kernel", kernel, "what the kernel keeps for the group")
         told = {
@@ -205,10 +237,22 @@ def _says(told: Makeup, snapshot: Snapshot) -> Iterator[str]:
         yield f"{size(told.after_writeback_bytes)} must be written to a disk first. {_dirty_rule(snapshot)}"
     if told.to_swap_bytes:
         yield f"{size(told.to_swap_bytes)} is memory without a file: only swap can take it, or whoever holds it gives it back."
-    if told.never_bytes:
+    if told.unknown_bytes:
+        what = (
+            "is the kernel's own memory for it"
+            if _kernel_bytes(snapshot.group) is not None
+            else "is mostly the kernel's own memory"
+        )
         yield (
-            f"{size(told.never_bytes)} nothing can take: the kernel's own memory, locked pages, and what no list of pages to "
-            "reclaim has."
+            f"{size(told.unknown_bytes)} {what}: v1 does not tell how much of that is slab (dentries, inodes) that could go."
+        )
+    if told.never_bytes:
+        kernels = "" if told.unknown_bytes or snapshot.version == 1 else "the kernel's own memory, "
+        yield f"{size(told.never_bytes)} nothing can take: {kernels}locked pages, and what no list of pages to reclaim has."
+    if is_v1_root(snapshot):
+        yield (
+            f"The kernel's own memory for the groups below ({size(_kernel_bytes(snapshot.group))}) is not in it: usage of v1's "
+            "root is page cache and anonymous memory alone."
         )
     if told.swap_bytes:
         yield f"{size(told.swap_bytes)} more are in swap, which is not in usage."

@@ -54,9 +54,58 @@ def test_parts_of_parts_are_no_larger_than_these(snapshot):
 
 def test_what_can_and_cannot_be_reclaimed_is_all_of_it(snapshot):
     told = explain(snapshot).makeup
-    kinds = (told.at_once_bytes, told.after_writeback_bytes, told.to_swap_bytes, told.never_bytes)
+    kinds = (told.at_once_bytes, told.after_writeback_bytes, told.to_swap_bytes, told.unknown_bytes, told.never_bytes)
     assert None not in kinds
     assert sum(kinds) == pytest.approx(told.usage_bytes, abs=told.batching_bytes)
+
+
+def v1(name: str, *, anon: int, cache: int, usage: int, **others: int) -> Snapshot:
+    """A group of a v1 hierarchy that has no limit; in MiB."""
+    taken = snapshot_of("6.1-v1")
+    figures = {"anon": anon, "inactive_anon": anon, "file": cache, "inactive_file": cache}
+    zeros = dict.fromkeys(taken.group.stat, 0)
+    group = replace(
+        taken.group,
+        name=name,
+        usage_bytes=usage * MIB,
+        limits={"max": None},
+        stat=zeros | {key: count * MIB for key, count in figures.items()},
+        others={key: count * MIB for key, count in others.items()},
+    )
+    return replace(taken, levels=(group,))
+
+
+def test_usage_of_v1s_root_does_not_count_the_kernels_memory():
+    told = explain(v1("/", anon=100, cache=200, usage=300, kmem=54)).makeup
+    assert "kernel" not in {part.name for part in told.parts}
+    assert (told.rest_bytes, told.adds_up, told.unknown_bytes, told.never_bytes) == (0, True, 0, 0)
+    says = " ".join(told.says)
+    assert "for the groups below (54.0 MiB) is not in it" in says
+    assert "it moved" not in says
+
+
+@pytest.mark.parametrize(("name", "usage"), [("/", 354), ("/pod", 354), ("/pod", 300)])
+def test_other_groups_usage_does(name, usage):
+    """A cgroup namespace shows a group as "/", too; and what is below the root is not the root, however it was read."""
+    told = explain(v1(name, anon=100, cache=200, usage=usage, kmem=54)).makeup
+    parts = {part.name: part.part_bytes for part in told.parts}
+    assert (parts["kernel"], told.rest_bytes) == (54 * MIB, (usage - 354) * MIB)
+    assert "is not in it" not in " ".join(told.says)
+
+
+def test_v1_does_not_tell_how_much_of_the_kernels_memory_could_go():
+    told = explain(v1("/pod", anon=30, cache=10, usage=100, kmem=58)).makeup
+    assert (told.unknown_bytes, told.never_bytes) == (58 * MIB, 2 * MIB)
+    says = " ".join(told.says)
+    assert "58.0 MiB is the kernel's own memory for it: v1 does not tell how much of that is slab" in says
+    assert "2.0 MiB nothing can take: locked pages" in says
+    told = explain(v1("/pod", anon=30, cache=10, usage=100)).makeup
+    assert (told.unknown_bytes, told.never_bytes) == (60 * MIB, 0)
+    assert "60.0 MiB is mostly the kernel's own memory" in " ".join(told.says)
+
+
+def test_v2_tells_it():
+    assert explain(changed(kernel=8)).makeup.unknown_bytes == 0
 
 
 def test_groups_are_what_resolve_finds(snapshot):
@@ -85,7 +134,7 @@ def test_oom_score_adj_is_in_thousandths_of_the_limit_and_swap(snapshot):
     )
     swap = snapshot.node.meminfo["SwapTotal"]
     assert worse.badness_bytes - plain.badness_bytes == (64 * MIB + swap) * 500 // 1000
-    assert never.badness_bytes is None
+    assert (never.badness_bytes, never.never, worse.never) == (None, True, False)
 
 
 def test_who_is_never_killed_is_ranked_last(snapshot):
