@@ -212,6 +212,7 @@ def _candidates(told: Explanation) -> str:
 
 
 def _candidate(one: Candidate) -> tuple[str, ...]:
-    badness = "never" if one.badness_bytes is None else size(one.badness_bytes)
+    badness = "never" if one.never else size(one.badness_bytes)
     figures = (one.rss_bytes, one.swap_bytes, one.pgtables_bytes)
-    return one.name, str(one.pid), badness, *map(size, figures), str(one.oom_score_adj)
+    adj = UNKNOWN if one.oom_score_adj is None else str(one.oom_score_adj)
+    return one.name, str(one.pid), badness, *map(size, figures), adj

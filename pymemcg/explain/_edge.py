@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pymemcg._words import number, share, size, span
-from pymemcg.explain._makeup import at_once
+from pymemcg.explain._makeup import at_once, is_v1_root
 
 if TYPE_CHECKING:
     from pymemcg.explain._snapshot import Group, Snapshot
@@ -168,7 +168,10 @@ def _seconds_to_kill(snapshot: Snapshot, limits: tuple[Limit, ...]) -> float | N
 def _says(snapshot: Snapshot, told: Edge) -> Iterator[str]:
     first = told.first
     if first is None:
-        hidden = ", or one of a group above, which this namespace hides" if snapshot.group.name == "/" else ""
+        root = is_v1_root(snapshot) or (
+            snapshot.version == 2 and snapshot.group.usage_bytes is None
+        )  # v2's has no memory.current
+        hidden = ", or one of a group above, which this namespace hides" if snapshot.group.name == "/" and not root else ""
         yield f"No limit of a group can be seen from here: the memory of the whole machine is the limit{hidden}."
     else:
         whose = "its own" if first.group == snapshot.group.name else f"that of {first.group}, which it shares with others,"

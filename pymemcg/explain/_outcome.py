@@ -196,7 +196,10 @@ def _victim(snapshot: Snapshot, edge: Edge, told: Outcome) -> Iterator[str]:
     best = next((one for one in told.candidates if one.badness_bytes is not None), None)
     if best is None:
         if told.candidates:
-            yield "None of its processes may be killed (oom_score_adj -1000 throughout)."
+            if all(one.never for one in told.candidates):
+                yield "None of its processes may be killed (oom_score_adj -1000 throughout)."
+            else:
+                yield "Which one that would be cannot be told: figures that the kernel ranks by cannot be read here."
         return
     if told.kill == "off":
         return

@@ -95,6 +95,10 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
     levels = (dataclasses.replace(levels[0], groups_below=below), *levels[1:])
     found = [_process(tree, pid, page, pss=pss) for pid in pids if pid]
     processes = sorted(filter(None, found), key=lambda one: one.rss_bytes, reverse=True)
+    # Kernel threads and zombies have no memory of their own: their statm reads as zeros.
+    without = sum(
+        (tree.text(f"/proc/{pid}/statm") or "").startswith("0 ") for pid in {*pids} - {0, *(one.pid for one in processes)}
+    )
     path = _cgroup_path(tree, target)
     kills, unread = tuple(LoggedKill(**noted) for noted in tree.notes.get("kills", ())), None
     if tree.here and levels[0].events.get("oom_kill"):
@@ -109,7 +113,7 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
         own=target.own and bool(tree.here or tree.notes.get("own")),
         own_pid=tree.own_pid,
         processes=tuple(processes),
-        hidden_processes=len(pids) - len(processes),
+        hidden_processes=len(pids) - len(processes) - without,
         node=_node(tree, page),
         pressure=_pressure(tree.text(target.pressure_file)) if scope and target.pressure_file else {},
         neighbours=tuple(told),
