@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -100,17 +101,23 @@ class Tree:
         return path[len(self._prefix) :] if self._prefix and path.startswith(f"{self._prefix}/") else path
 
     def save(self, path: str, notes: dict[str, Any]) -> None:
-        """Write what was read as a .tar.gz, which `opened` takes. It replaces a file of that name once it is whole.
+        """Write what was read as a .tar.gz, which `opened` takes and its owner alone may read.
+
+        A file of that name is replaced once the new one is whole; a link, a device or a folder is not.
 
         Raises:
-            MemcgError: It cannot be written.
+            MemcgError: It cannot be written, or something else than a file is there.
         """
         import json
         import tarfile
+        import tempfile
 
-        part = f"{path}.part"
+        _may_replace(path)
+        part = None
         try:
-            with open(part, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+            # Of a name that nobody can foresee: whoever may write to the folder could have put a link there.
+            number, part = tempfile.mkstemp(prefix=".pymemcg-explain-", dir=os.path.dirname(path) or ".")
+            with open(number, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
                 _add(archive, NOTES, json.dumps({"format": _FORMAT} | notes, indent=2))
                 for name in sorted(self._texts):
                     _add(archive, name.lstrip("/"), self._texts[name])
@@ -121,8 +128,17 @@ class Tree:
         except OSError as error:
             raise MemcgError(f"cannot be written: {error.strerror}", path=path) from error
         finally:
-            if os.path.lexists(part):
+            if part is not None and os.path.lexists(part):
                 os.unlink(part)
+
+
+def _may_replace(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # it is not there; or what is wrong is said when it is written
+        return
+    if not stat.S_ISREG(mode):
+        raise MemcgError("is there and is no regular file", path=path, hint="name a new file, or one to replace")
 
 
 def _add(archive: Any, name: str, text: str) -> None:

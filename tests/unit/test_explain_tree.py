@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pymemcg.errors import RecordingError
+from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.explain import Tree, notes, opened, take
 from pymemcg.explain._tree import NOTES
 
@@ -54,6 +54,30 @@ def test_a_collection_is_whole_or_not_there(tmp_path):
     with pytest.raises(Exception, match="cannot be written: No such file or directory"):
         tree.save(str(path), notes(take(tree)))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_collection_is_its_owners_alone(collection):
+    assert os.lstat(collection[1]).st_mode & 0o7777 == 0o600
+    assert os.listdir(os.path.dirname(collection[1])) == ["it.tar.gz"]
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "it.tar.gz"
+    path.write_text("before")
+    Tree().save(str(path), {})
+    assert tarfile.is_tarfile(path)
+    assert os.listdir(tmp_path) == ["it.tar.gz"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("elsewhere", path)])
+def test_what_is_no_file_is_not_replaced(make, tmp_path):
+    path = str(tmp_path / "it.tar.gz")
+    make(path)
+    before = os.lstat(path)
+    with pytest.raises(MemcgError, match="is no regular file"):
+        Tree().save(path, {})
+    assert (os.lstat(path).st_ino, os.lstat(path).st_mode) == (before.st_ino, before.st_mode)
+    assert os.listdir(tmp_path) == ["it.tar.gz"]
 
 
 def made(path, *entries: tarfile.TarInfo) -> str:
