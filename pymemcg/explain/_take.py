@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.cgroup import Level, Target, resolve
-from pymemcg.explain._logged import logged_kills
+from pymemcg.explain._logged import host_path, logged_kills
 from pymemcg.explain._neighbours import neighbours
 from pymemcg.explain._snapshot import Group, LoggedKill, Meanwhile, Node, Process, Snapshot, StallsSeen, Zone
 from pymemcg.schema import stat_fields
@@ -102,7 +102,7 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
     path = _cgroup_path(tree, target)
     kills, unread = tuple(LoggedKill(**noted) for noted in tree.notes.get("kills", ())), None
     if tree.here and levels[0].events.get("oom_kill"):
-        kills, unread = logged_kills([path])
+        kills, unread = logged_kills(host_path(target) or (path if target.pid is not None else None))
     scope = target.pressure_scope == "group" and target.pressure_file
     told = neighbours(tree, target, lambda level: _group(tree, level, target.version))
     return Snapshot(
