@@ -51,8 +51,8 @@ def logged_kills(path: str | None) -> tuple[tuple[LoggedKill, ...], str | None]:
 def host_path(target: Target) -> str | None:
     """A group's path in its whole hierarchy, as this cgroup namespace has it; None where no mount of ours tells.
 
-    What is mounted may be a part of the hierarchy: in a container on v1 its own group is often the top, and a group "/web" below
-    it is not the host's "/web".
+    What is mounted may be a part of the hierarchy: in a container on v1 its own group is often the top, and a group "/web"
+    below it is not the host's "/web".
     """
     level = target.levels[0]
     top = level.directory if level.name == "/" else level.directory.removesuffix(level.name)

@@ -11,11 +11,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Final
 
 from pymemcg.errors import MemcgError, RecordingError, SourceError
-from pymemcg.mounts import read_text
+from pymemcg.mounts import file_system, read_text
 
 NOTES: Final = "pymemcg.json"
 """What a collection says of itself: target, time and page, and what was seen in the seconds before."""
@@ -23,6 +23,16 @@ NOTES: Final = "pymemcg.json"
 _FORMAT: Final = 1
 _MOST_BYTES: Final = 256 << 20  # of an archive, unpacked; the files of a node with a thousand pods are some 60 MiB
 _MOST_FILES: Final = 200_000
+_MOST_OF_FILE: Final = 16 << 20  # none of the kernel's texts is larger
+_WANTED: Final = re.compile(
+    r"proc/(?:meminfo|vmstat|zoneinfo|buddyinfo|swaps|version|pressure/\w+|sys/vm/\w+)"
+    r"|proc/(?:PID|[0-9]+)/(?:cgroup|mountinfo|stat|statm|status|oom_score|oom_score_adj|smaps_rollup)"
+    r"|(?:[^/]+/)+(?:memory|cgroup)\.[^/]+"  # wherever cgroups are mounted
+)
+_FOLDERS: Final = re.compile(
+    r"proc(?:/(?:pressure|sys(?:/vm)?|PID|[0-9]+(?:/root(?:/.*)?)?))?|sys(?:/fs(?:/cgroup(?:/.*)?)?)?", re.DOTALL
+)
+_PID: Final = re.compile(r"[1-9][0-9]{0,9}")
 _OUT_OF_REACH: Final = re.compile(r"(^|/)\.\.?(/|$)|^/|\0")
 
 
@@ -163,65 +173,147 @@ def opened(path: str) -> Iterator[Tree]:
     import tempfile  # here and below: a container that is full has no room for what nobody asks for there
 
     with tempfile.TemporaryDirectory(prefix="pymemcg-explain-") as root:
+        kept = _Copy(path, root)
         try:
             if os.path.isdir(path):
-                for part in ("proc", "sys", NOTES):
-                    _copy(os.path.join(path, part), os.path.join(root, part))
+                _copy(path, kept)
+            elif os.path.exists(path) and not os.path.isfile(path):
+                raise RecordingError("is neither a folder nor an archive", path=path)
             else:
-                _unpack(path, root)
-        except (OSError, EOFError) as error:
+                _unpack(path, kept)
+            if os.path.isdir(f"{root}/proc"):
+                _name_process(root)
+        except OSError as error:
+            if isinstance(error, MemcgError):
+                raise
             raise RecordingError(f"cannot be read: {error}", path=path) from error
         if not os.path.isdir(f"{root}/proc"):
             raise RecordingError("is no collection: it has no proc", path=path, hint="`pymemcg explain --save FILE` makes one")
-        _name_process(root)
         yield Tree(root, _notes(path, root))
 
 
-def _copy(source: str, target: str) -> None:
-    import shutil
+class _Copy:
+    """The files of a collection that an explanation reads, and no more of them than a collection has.
 
-    if os.path.isdir(source):
-        shutil.copytree(source, target, symlinks=True)
-    elif os.path.exists(source):
-        shutil.copyfile(source, target)
+    Args:
+        path: The collection, for messages.
+        root: Where to.
+    """
+
+    def __init__(self, path: str, root: str) -> None:
+        self._path, self._root = path, root
+        self._bytes, self._files = _MOST_BYTES, _MOST_FILES
+
+    def count(self, name: str, size: int) -> None:
+        """Count a file, wanted or not, before it is read.
+
+        Raises:
+            RecordingError: It is one too many.
+        """
+        self._bytes, self._files = self._bytes - size, self._files - 1
+        if self._bytes < 0 or self._files < 0:
+            raise RecordingError(f"is larger than {_MOST_BYTES >> 20} MiB, which no collection is", path=self._path)
+        if size > _MOST_OF_FILE and wanted(name):
+            raise RecordingError(
+                f"has a {name} of more than {_MOST_OF_FILE >> 20} MiB, which no file of a kernel is", path=self._path
+            )
+
+    def file(self, name: str, content: IO[bytes]) -> None:
+        """Write a file; by what it has, as a kernel's files are larger than they tell."""
+        text = content.read(_MOST_OF_FILE + 1)
+        self.count(name, len(text))
+        target = os.path.join(self._root, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "xb") as file:
+            file.write(text)
+
+    def own(self, pid: str) -> None:
+        """Name the process that looked."""
+        os.makedirs(f"{self._root}/proc", exist_ok=True)
+        os.symlink(pid, f"{self._root}/proc/self")
 
 
-def _unpack(path: str, root: str) -> None:
-    """Unpack files, folders and the link `proc/self`, and nothing that would lie elsewhere."""
-    import shutil
+def wanted(name: str) -> bool:
+    """Whether an explanation reads a file of that path in a collection."""
+    return name == NOTES or _WANTED.fullmatch(name) is not None
+
+
+def _copy(path: str, kept: _Copy) -> None:
+    """Copy regular files: a device or a FIFO may give without end, or wait for ever, and a link leads elsewhere."""
+    proc = os.path.join(path, "proc")
+    with suppress(SourceError, FileNotFoundError):
+        if file_system(proc) == "proc":
+            raise RecordingError(
+                "is a running machine and no collection", path=path, hint="explain the target there, without --root"
+            )
+    waiting = ["proc", "sys"]
+    found = [NOTES]
+    while waiting:
+        at = waiting.pop()
+        try:
+            entries = list(os.scandir(os.path.join(path, at)))
+        except OSError:  # as if it was not there
+            continue
+        for entry in entries:
+            name = f"{at}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False) and _FOLDERS.fullmatch(name):
+                waiting.append(name)
+            elif name == "proc/self" and entry.is_symlink() and _PID.fullmatch(os.readlink(entry.path)):
+                kept.own(os.readlink(entry.path))
+            elif wanted(name):
+                found.append(name)
+    for name in found:
+        source = os.path.join(path, name)
+        with suppress(FileNotFoundError, PermissionError):
+            if stat.S_ISREG(os.lstat(source).st_mode):
+                with open(source, "rb", opener=_plainly) as file:
+                    kept.file(name, file)
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Open what was a regular file a moment ago."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _unpack(path: str, kept: _Copy) -> None:
+    """Unpack files that are wanted and the link `proc/self`, and nothing that would lie elsewhere."""
     import tarfile
     import zlib
 
-    left, files = _MOST_BYTES, _MOST_FILES
     try:
-        with tarfile.open(path, mode="r:*") as archive:
+        with tarfile.open(path, mode="r:gz" if _is_gzip(path) else "r:") as archive:
             for entry in archive:
                 name = entry.name.removeprefix("./")
                 if entry.isdir() or not name:
                     continue
-                left, files = left - entry.size, files - 1
-                if left < 0 or files < 0:
-                    raise RecordingError(f"is larger than {_MOST_BYTES >> 20} MiB, which no collection is", path=path)
                 if _OUT_OF_REACH.search(name):
                     raise RecordingError(f"has a file {entry.name!r}, which is no path of a collection", path=path)
-                target = os.path.join(root, name)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                if name == "proc/self" and entry.issym() and entry.linkname.isdecimal():
-                    os.symlink(entry.linkname, target)
-                elif entry.isreg() and (content := archive.extractfile(entry)) is not None:
-                    with open(target, "xb") as file:
-                        shutil.copyfileobj(content, file)
-    except (tarfile.TarError, zlib.error) as error:
+                if name == "proc/self" and entry.issym() and _PID.fullmatch(entry.linkname):
+                    kept.own(entry.linkname)
+                elif entry.isreg() and wanted(name) and entry.size <= _MOST_OF_FILE:
+                    content = archive.extractfile(entry)
+                    if content is not None:
+                        kept.file(name, content)
+                else:
+                    kept.count(name, entry.size)
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, RecursionError) as error:
         raise RecordingError(f"is no archive of a collection: {error}", path=path) from error
+
+
+def _is_gzip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _name_process(root: str) -> None:
     unnamed, own = f"{root}/proc/PID", f"{root}/proc/self"
     if os.path.isdir(unnamed):
         pid = read_text(f"{unnamed}/stat").partition(" ")[0]
-        os.rename(unnamed, f"{root}/proc/{int(pid)}")
+        if not _PID.fullmatch(pid):
+            raise RecordingError(f"begins with {pid[:20]!r}, which is no pid", path=f"{unnamed}/stat")
+        os.rename(unnamed, f"{root}/proc/{pid}")
         if not os.path.lexists(own):
-            os.symlink(str(int(pid)), own)
+            os.symlink(pid, own)
 
 
 def _notes(path: str, root: str) -> dict[str, Any]:

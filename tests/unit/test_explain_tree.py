@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from pymemcg.errors import MemcgError, RecordingError
 from pymemcg.explain import Tree, notes, opened, take
 from pymemcg.explain._tree import NOTES
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 @pytest.fixture
@@ -110,6 +113,56 @@ def test_links_and_devices_are_not_unpacked(kind, tmp_path):
 def test_an_archive_that_would_fill_the_disk_is_refused(tmp_path):
     path = made(tmp_path / "a.tar.gz", entry("proc/meminfo", 257 << 20))
     with pytest.raises(RecordingError, match="is larger than 256 MiB"), opened(path):
+        pass
+
+
+def test_a_file_that_no_kernel_has_is_refused(tmp_path):
+    path = made(tmp_path / "a.tar.gz", entry("proc/meminfo", (16 << 20) + 1))
+    with pytest.raises(RecordingError, match="has a proc/meminfo of more than 16 MiB"), opened(path):
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A captured tree, in a copy."""
+    return shutil.copytree(DATA / "6.12-v2", tmp_path / "it")
+
+
+def test_of_a_folder_only_what_an_explanation_reads_is_copied(folder):
+    for name in ("proc/kcore", "proc/PID/cmdline", "proc/PID/environ", "sys/fs/cgroup/secret"):
+        (folder / name).write_text("nobody's business")
+    with opened(str(folder)) as tree:
+        kept = {file.name for file in Path(tree.root).rglob("*") if file.is_file()}
+    assert kept.isdisjoint({"kcore", "cmdline", "environ", "secret", "cgroups", "cpu.stat"})
+    assert {"meminfo", "swappiness", "memory", "smaps_rollup", "memory.stat", "cgroup.procs"} <= kept
+
+
+def test_a_folders_links_and_pipes_are_not_read(folder):
+    (folder / "outside").write_text("MemTotal: 1 kB\n")
+    for name in ("proc/meminfo", "proc/vmstat", "sys/fs/cgroup/pmc-parent/memory.peak"):
+        (folder / name).unlink()
+    (folder / "proc/meminfo").symlink_to(folder / "outside")
+    os.mkfifo(folder / "proc/vmstat")
+    (folder / "sys/fs/cgroup/linked").symlink_to(folder / "sys/fs/cgroup/pmc-parent")
+    with opened(str(folder)) as tree:
+        assert tree.text("/proc/meminfo") is tree.text("/proc/vmstat") is None
+        assert tree.folders("/sys/fs/cgroup") == ["pmc-parent"]
+
+
+def test_a_folder_with_a_file_that_no_kernel_has_is_refused(folder):
+    os.truncate(folder / "proc/meminfo", (16 << 20) + 1)
+    with pytest.raises(RecordingError, match="has a proc/meminfo of more than 16 MiB"), opened(str(folder)):
+        pass
+
+
+def test_a_running_machine_is_no_collection():
+    with pytest.raises(RecordingError, match="is a running machine and no collection"), opened("/"):
+        pass
+
+
+def test_a_pipe_is_no_archive(tmp_path):
+    os.mkfifo(tmp_path / "it.tar.gz")
+    with pytest.raises(RecordingError, match="is neither a folder nor an archive"), opened(str(tmp_path / "it.tar.gz")):
         pass
 
 
