@@ -227,6 +227,11 @@ class _Copy:
         with open(target, "xb") as file:
             file.write(text)
 
+    def folder(self, name: str) -> None:
+        """Make a folder; a group may have no file that is wanted."""
+        self.count(name, 0)
+        os.makedirs(os.path.join(self._root, name), exist_ok=True)
+
     def own(self, pid: str) -> None:
         """Name the process that looked."""
         os.makedirs(f"{self._root}/proc", exist_ok=True)
@@ -254,6 +259,7 @@ def _copy(path: str, kept: _Copy) -> None:
             entries = list(os.scandir(os.path.join(path, at)))
         except OSError:  # as if it was not there
             continue
+        kept.folder(at)
         for entry in entries:
             name = f"{at}/{entry.name}"
             if entry.is_dir(follow_symlinks=False) and _FOLDERS.fullmatch(name):
