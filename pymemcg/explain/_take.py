@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pymemcg.cgroup import Level, Target, resolve
+from pymemcg.errors import RecordingError
 from pymemcg.explain._logged import host_path, logged_kills
 from pymemcg.explain._neighbours import neighbours
 from pymemcg.explain._snapshot import Group, LoggedKill, Meanwhile, Node, Process, Snapshot, StallsSeen, Zone
+from pymemcg.explain._tree import whole
 from pymemcg.schema import stat_fields
 
 if TYPE_CHECKING:
@@ -65,9 +67,10 @@ _TOLD_ABSENT: Final = {
     "/proc/vmstat",
     "/proc/pressure/memory",
 }
+_PAGES: Final = (4 << 10, 16 << 10, 64 << 10)
 _MOUNT: Final = re.compile(r" - (cgroup2?|tmpfs) ")  # names of other mounts are nobody's business
-_AVERAGE: Final = re.compile(r"avg(?:10|60|300)=([0-9.]+)")
-_ZONE: Final = re.compile(r"Node (\d+), zone +(\S+)")
+_AVERAGE: Final = re.compile(r"avg(?:10|60|300)=([0-9]{1,3}\.[0-9]{1,6})\b")
+_ZONE: Final = re.compile(r"Node ([0-9]{1,6}), zone +(\S+)")
 _KIB_OF_STATUS: Final = re.compile(r"(?:Vm|Rss)\w+$")
 
 
@@ -87,7 +90,7 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
         SourceError: What no explanation can do without cannot be read.
     """
     spec = spec or tree.notes.get("target", "self")
-    target = resolve(spec, root=tree.root)
+    target = _resolved(tree, spec)
     _remember_ways(tree, target)
     page = _page_bytes(tree, target)
     levels = tuple(_group(tree, level, target.version) for level in target.levels)
@@ -124,6 +127,15 @@ def take(tree: Tree, spec: str | None = None, *, pss: bool = False, meanwhile: M
         absent=({"the kernel's log": unread} if unread else {})
         | {what: why for what, why in {**target.absent, **tree.absent}.items() if what in _TOLD_ABSENT},
     )
+
+
+def _resolved(tree: Tree, spec: str) -> Target:
+    try:
+        return resolve(spec, root=tree.root)
+    except (ValueError, LookupError) as error:
+        if tree.here:
+            raise
+        raise RecordingError(f"the collection's files are none that a kernel wrote: {error}") from error
 
 
 def notes(snapshot: Snapshot) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def _members(tree: Tree, directory: str) -> tuple[list[int], int]:
     while waiting:
         at = waiting.pop()
         below += 1
-        pids += [int(word) for word in (tree.text(f"{at}/cgroup.procs") or "").split() if word.isdecimal()]
+        pids += _counts((tree.text(f"{at}/cgroup.procs") or "").split())
         waiting += [f"{at}/{name}" for name in tree.folders(at)]
     return sorted(pids), below
 
@@ -246,7 +258,7 @@ def _members(tree: Tree, directory: str) -> tuple[list[int], int]:
 def _process(tree: Tree, pid: int, page: int, *, pss: bool) -> Process | None:
     """One of them; None where it has ended, or may not be looked at."""
     at = f"/proc/{pid}"
-    statm = [int(word) for word in (tree.text(f"{at}/statm") or "").split() if word.isdecimal()]
+    statm = _counts((tree.text(f"{at}/statm") or "").split())
     lines = dict(line.split(":", 1) for line in (tree.text(f"{at}/status") or "").splitlines() if ":" in line)
     tree.text(f"{at}/cgroup")
     if len(statm) < 3 or not statm[0]:  # a zombie has none, and its statm reads as zeros
@@ -257,12 +269,12 @@ def _process(tree: Tree, pid: int, page: int, *, pss: bool) -> Process | None:
     return Process(
         pid=pid,
         name=lines.get("Name", "").strip(),
-        uid=int(uid[0]) if uid else None,
+        uid=whole(uid[0]) if uid else None,
         first=inner[-1] == "1" if inner else None,
         virtual_bytes=statm[0] * page,
         rss_bytes=statm[1] * page,
         shared_bytes=statm[2] * page,
-        status={key: int(value.split()[0]) << 10 for key, value in lines.items() if _KIB_OF_STATUS.match(key)},
+        status={key: kib << 10 for key, kib in tree.keyed(f"{at}/status", ":").items() if _KIB_OF_STATUS.match(key)},
         pss_bytes=share << 10 if share is not None else None,
         oom_score_adj=tree.number(f"{at}/oom_score_adj"),
         oom_score=tree.number(f"{at}/oom_score"),
@@ -276,9 +288,20 @@ def _page_bytes(tree: Tree, target: Target) -> int:
     if isinstance(noted := tree.notes.get("page_bytes"), int):
         return noted
     at = f"/proc/{target.pid or tree.own_pid}"
-    pages = (tree.text(f"{at}/statm") or "").partition(" ")[0]
+    pages = whole((tree.text(f"{at}/statm") or "").partition(" ")[0])
     kib = tree.keyed(f"{at}/status", ":").get("VmSize")
-    return round((kib << 10) / int(pages)) if kib and pages.isdecimal() and int(pages) else 4096
+    page = round((kib << 10) / pages) if kib and pages and pages > 0 else 4096
+    return page if page in _PAGES else 4096
+
+
+def _counts(words: list[str]) -> list[int]:
+    """Those of them up to the first that is none."""
+    counts = []
+    for word in words:
+        if (count := whole(word)) is None or count < 0:
+            break
+        counts.append(count)
+    return counts
 
 
 # ---- The machine ---------------------------------------------------------------------------------------------------
@@ -289,7 +312,7 @@ def _node(tree: Tree, page: int) -> Node:
     tree.text("/proc/swaps")
     text = tree.text("/proc/zoneinfo") or ""
     settings = {name: tree.number(f"/proc/sys/vm/{name}") for name in _SETTINGS}
-    cpus = {line.split()[1] for line in text.splitlines() if line.startswith("    cpu: ")}
+    cpus = {line for line in text.splitlines() if line.startswith("    cpu: ")}
     return Node(
         kernel=version[2] if len(version) > 2 else None,
         meminfo={key: value << 10 for key, value in tree.keyed("/proc/meminfo", ":").items()},
@@ -317,17 +340,20 @@ def _zones(zoneinfo: str, buddyinfo: str, page: int) -> Iterator[Zone]:
     blocks = {}
     for line in buddyinfo.splitlines():
         if found := _ZONE.match(line):
-            blocks[found[1], found[2]] = tuple(int(word) for word in line[found.end() :].split())
+            blocks[found[1], found[2]] = tuple(_counts(line[found.end() :].split()))
     for part in re.split(r"^(?=Node \d+, zone)", zoneinfo, flags=re.MULTILINE):
         if not (found := _ZONE.match(part)):
             continue
         counts: dict[str, int] = {}
         for line in part.partition("  pages free")[2].splitlines():
             words = line.split()
+            count = whole(words[-1]) if words else None
+            if count is None or count < 0:
+                continue
             if len(words) == 1 and not counts:
-                counts["free"] = int(words[0])
-            elif len(words) == 2 and words[1].isdecimal():
-                counts.setdefault(words[0], int(words[1]))
+                counts["free"] = count
+            elif len(words) == 2:
+                counts.setdefault(words[0], count)
         if not counts.get("managed") or not {"free", "min", "low", "high"} <= counts.keys():
             continue
         free, least, low, high, managed = (counts[name] * page for name in ("free", "min", "low", "high", "managed"))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, Final
 
 from pymemcg.errors import MemcgError, RecordingError, SourceError
-from pymemcg.mounts import file_system, read_text
+from pymemcg.mounts import file_system, parse_entries, read_text
 
 NOTES: Final = "pymemcg.json"
 """What a collection says of itself: target, time and page, and what was seen in the seconds before."""
@@ -33,7 +33,16 @@ _FOLDERS: Final = re.compile(
     r"proc(?:/(?:pressure|sys(?:/vm)?|PID|[0-9]+(?:/root(?:/.*)?)?))?|sys(?:/fs(?:/cgroup(?:/.*)?)?)?", re.DOTALL
 )
 _PID: Final = re.compile(r"[1-9][0-9]{0,9}")
+_WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
+_MOST: Final = (1 << 63) - 1
+_LEADS_OUT: Final = re.compile(r"(^|/)\.\.(/|$)|\0")
 _OUT_OF_REACH: Final = re.compile(r"(^|/)\.\.?(/|$)|^/|\0")
+
+
+def whole(word: str) -> int | None:
+    """A number as kernels print it; None for what is none, or is too large to be one."""
+    number = int(word) if _WHOLE.fullmatch(word) else None
+    return None if number is None or abs(number) > _MOST else number
 
 
 class Tree:
@@ -66,6 +75,9 @@ class Tree:
         """
         path = self.inside(path)
         if path not in self._texts and path not in self.absent:
+            if _LEADS_OUT.search(path):  # pids in a collection may be anything
+                self.absent[path] = "it is no path of a kernel's file"
+                return None
             try:
                 self._texts[path] = read_text(self._prefix + path)
             except SourceError as error:
@@ -80,8 +92,7 @@ class Tree:
 
     def number(self, path: str) -> int | None:
         """A file that is one number; None where there is none, or it is none ("max")."""
-        text = (self.text(path) or "").strip()
-        return int(text) if text.lstrip("-").isdecimal() and text.isascii() else None
+        return whole((self.text(path) or "").strip())
 
     def keyed(self, path: str, separator: str | None = None) -> dict[str, int]:
         """A file of lines that are a key and a number; what is no such line is left out."""
@@ -89,8 +100,8 @@ class Tree:
         for line in (self.text(path) or "").splitlines():
             key, _, value = line.partition(separator) if separator else line.partition(" ")
             word = value.split(maxsplit=1)[0] if value.strip() else ""
-            if word.isdecimal() and word.isascii():
-                found[key] = int(word)
+            if not word.startswith("-") and (count := whole(word)) is not None:
+                found[key] = count
         return found
 
     @property
@@ -189,6 +200,7 @@ def opened(path: str) -> Iterator[Tree]:
             raise RecordingError(f"cannot be read: {error}", path=path) from error
         if not os.path.isdir(f"{root}/proc"):
             raise RecordingError("is no collection: it has no proc", path=path, hint="`pymemcg explain --save FILE` makes one")
+        _check_paths(root)
         yield Tree(root, _notes(path, root))
 
 
@@ -322,15 +334,36 @@ def _name_process(root: str) -> None:
             os.symlink(pid, own)
 
 
+def _check_paths(root: str) -> None:
+    """Mounts are looked for below the copy, so none may lead out of it."""
+    for pid in os.listdir(f"{root}/proc"):
+        at = f"{root}/proc/{pid}"
+        if os.path.isfile(f"{at}/cgroup") and "\0" in read_text(f"{at}/cgroup"):
+            raise RecordingError("has a path that no kernel prints", path=f"{at}/cgroup")
+        if os.path.isfile(f"{at}/mountinfo"):
+            for entry in parse_entries(read_text(f"{at}/mountinfo"), path=f"{at}/mountinfo"):
+                if _LEADS_OUT.search(entry.point) or "\0" in entry.root:
+                    raise RecordingError(f"has a mount at {entry.point!r}", path=f"{at}/mountinfo")
+
+
 def _notes(path: str, root: str) -> dict[str, Any]:
     import json
+
+    from pymemcg.explain._notes import check
 
     if not os.path.exists(f"{root}/{NOTES}"):
         return {}
     try:
         notes = json.loads(read_text(f"{root}/{NOTES}"))
-    except ValueError as error:
+        if not isinstance(notes, dict) or notes.get("format") != _FORMAT:
+            raise RecordingError(
+                f"has a {NOTES} of another format than {_FORMAT}", path=path, hint="a newer pymemcg may read it"
+            )
+        check(notes)
+    except RecursionError as error:
+        raise RecordingError(f"has a {NOTES} that is no JSON of ours: it is too deep", path=path) from error
+    except json.JSONDecodeError as error:
         raise RecordingError(f"has a {NOTES} that is no JSON: {error}", path=path) from error
-    if not isinstance(notes, dict) or notes.get("format") != _FORMAT:
-        raise RecordingError(f"has a {NOTES} of another format than {_FORMAT}", path=path, hint="a newer pymemcg may read it")
+    except ValueError as error:
+        raise RecordingError(f"has a {NOTES} that is none of ours: {error}", path=path) from error
     return notes
