@@ -19,6 +19,8 @@ from pymemcg.cgroup import resolve
 from pymemcg.child import ChildGroup
 from pymemcg.cli._text import has_rich, painted, terminal_width
 from pymemcg.errors import MemcgError, SourceError
+from pymemcg.explain._take import read_stat
+from pymemcg.explain._tree import Tree
 from pymemcg.mounts import IN_MEMORY, file_system
 from pymemcg.once import read_limits
 
@@ -52,7 +54,10 @@ def why_not(room_bytes: int, *, on_disk: bool) -> str | None:
         room_bytes: What must be left below our own limit.
         on_disk: Whether a file on a disk is needed.
     """
-    left = read_limits(resolve())["headroom_bytes"]
+    target = resolve()
+    left = read_limits(target)["headroom_bytes"]
+    if left is not None:  # file pages that nobody used again go before anybody is killed; our own are in each level's usage
+        left += read_stat(Tree(), target.directory, target.version).get("inactive_file", 0)
     if left is not None and left < room_bytes:
         return f"only {size(left)} are left below your own limit, and whoever lives there might be killed for it"
     if on_disk and disk() is None:
