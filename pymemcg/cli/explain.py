@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--pss", action="store_true", help="also read each process's fair share, which costs the kernel a walk")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--save", metavar="FILE.tar.gz", help="also write what was read, for --root; replaced if it exists")
+    where.add_argument(
+        "--save", metavar="FILE.tar.gz", help="also write what was read, for --root; a file of that name is replaced"
+    )
     where.add_argument("--root", metavar="TREE|FILE.tar.gz", help="explain such a collection instead of this machine")
 
 
